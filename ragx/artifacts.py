@@ -1,0 +1,176 @@
+"""Run folder, manifests, fingerprints and atomic writes: how files are put on disk and trusted again.
+
+Everything is written beside its final place, fsynced and renamed, so that a kill at any instant leaves the old artefact
+or the new one. A manifest, written last, holds the size and SHA-256 of every file of its folder: nothing below us
+(faiss, safetensors, tantivy) notices flipped bits.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import regex
+from filelock import FileLock, Timeout
+
+from ragx.errors import ArtifactError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_UNSAFE = regex.compile(
+    r"[\p{Cc}--[\n\t]]|[\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\U000e0000-\U000e007f]|\p{Cs}",
+    regex.V1,
+)
+
+
+def untrusted(text: str) -> str:
+    """Text of a corpus or a model made inert: no control characters but newline and tab, no bidi or tag characters."""
+    return _UNSAFE.sub("", text.replace("\r\n", "\n"))
+
+
+def fingerprint(value: object) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_fingerprint(paths: list[Path]) -> str:
+    """One fingerprint over the names and bytes of several files."""
+    return fingerprint([[path.name, file_sha256(path)] for path in sorted(paths)])
+
+
+def fsync(path: Path) -> None:
+    """Force a file or a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file atomically.
+
+    Raises:
+        OSError: the disk is full or the folder is read-only; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically; NaN is refused."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def new_folder(path: Path, kind: str, **facts: object) -> Iterator[Path]:
+    """Fill a folder atomically: yields an empty folder beside `path`, then seals it with a manifest and renames it.
+
+    `facts` go into the manifest. Whatever the block leaves is listed there with size and SHA-256.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+        _seal(beside, kind, facts)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    beside.rename(path)
+    fsync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Bring back the old folder where a kill fell between the two renames of `new_folder`."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+
+
+def _seal(folder: Path, kind: str, facts: dict[str, object]) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        fsync(path)
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+    for directory in [p for p in folder.rglob("*") if p.is_dir()]:
+        fsync(directory)
+    write_json(folder / MANIFEST, {"format": FORMAT, "kind": kind, **facts, "files": files})
+
+
+def read_manifest(folder: Path, kind: str, remedy: str) -> dict[str, Any]:
+    """The manifest of a sealed folder, every file of it checked by size and SHA-256.
+
+    Raises:
+        ArtifactError: the folder is missing, damaged, of another kind or of another format version.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files, found, version = manifest["files"], manifest["kind"], manifest["format"]
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder}: no {kind} here; run: {remedy}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: damaged manifest ({error}); run: {remedy}") from error
+    if version != FORMAT or found != kind:
+        wanted = f"{kind} of format {FORMAT}"
+        raise ArtifactError(f"{path}: {found} of format {version}, this ragx reads {wanted}; run: {remedy}")
+    for name, facts in files.items():
+        _check_file(folder / name, facts, remedy)
+    return dict(manifest)
+
+
+def _check_file(path: Path, facts: dict[str, Any], remedy: str) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"{path}: missing; run: {remedy}")
+    if path.stat().st_size != facts["size"]:
+        raise ArtifactError(f"{path}: {path.stat().st_size} bytes instead of {facts['size']}; run: {remedy}")
+    if file_sha256(path) != facts["sha256"]:
+        raise ArtifactError(f"{path}: its bytes changed since it was written; run: {remedy}")
+
+
+@contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Hold the only right to write at `path`.
+
+    Raises:
+        ArtifactError: another process holds it; the message names its process id.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner = path.with_suffix(".owner")
+    try:
+        with FileLock(path, timeout=0):
+            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            yield
+            owner.unlink(missing_ok=True)
+    except Timeout:
+        holder = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+        raise ArtifactError(f"{path}: {what} is being written by {holder}; wait for it or stop it") from None

@@ -1,0 +1,1 @@
+"""Documents and questions: files -> records -> passages."""

@@ -1,0 +1,1 @@
+"""Passages -> vectors -> FAISS and lexical index, and their search."""

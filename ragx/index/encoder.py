@@ -1,0 +1,176 @@
+"""Text -> vectors: a sentence-transformers model, with or without gradient.
+
+Pooling, prefixes and normalisation are the model's own unless the configuration overrides them; all of them are in
+`settings`, which goes into the index manifest.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder
+
+from ragx.errors import ArtifactError, RagxError
+from ragx.models import model_fingerprint, read_model_config, require_weights
+from ragx.records import Passage
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSettings:
+    """What turns a text into a vector besides the weights. None: as the model's own files say."""
+
+    prefix: str | None = None
+    pooling: str | None = None
+    normalize: bool | None = None
+    max_tokens: int = 256
+
+
+class Encoder:
+    """A text encoder; `module` is the torch module that training changes."""
+
+    def __init__(
+        self, folder: Path, settings: EncoderSettings, *, role: str, device: str = "cpu", allow_pickle: bool = False
+    ) -> None:
+        """Load from a sentence-transformers folder, or any transformers encoder folder.
+
+        `role` ("query" or "document") picks the model's own prompt when `settings.prefix` is None.
+
+        Raises:
+            ArtifactError: the folder holds no usable encoder.
+        """
+        self.folder = folder
+        self.device = device
+        self.module = _load(folder, settings, device, allow_pickle)
+        self.module.eval()
+        own_limit = self.module.max_seq_length
+        self.module.max_seq_length = min(settings.max_tokens, own_limit or settings.max_tokens)
+        prefix = settings.prefix if settings.prefix is not None else self.module.prompts.get(role) or ""
+        self.settings = EncoderSettings(
+            prefix=prefix,
+            pooling=next((str(part.pooling_mode) for part in self.module if isinstance(part, Pooling)), None),
+            normalize=any(isinstance(part, Normalize) for part in self.module),
+            max_tokens=self.module.max_seq_length,
+        )
+        self.titles_apart = read_model_config(_weights_folder(folder)).get("model_type") == "dpr"
+        self.tokenizer = self.module.tokenizer
+        self.tokenizer.split_special_tokens = True
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of a vector."""
+        return int(self.module.get_embedding_dimension())
+
+    @property
+    def fingerprint(self) -> dict[str, object]:
+        """Weights and settings: what an index must agree with."""
+        return {"weights": model_fingerprint(self.folder), **dataclasses.asdict(self.settings)}
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """The character offsets of a text's tokens."""
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+        )
+        return [(start, end) for start, end in encoded["offset_mapping"] if end > start]
+
+    def forward(self, texts: Sequence[str]) -> torch.Tensor:
+        """Vectors [N, D] in float32 with gradient, for training."""
+        prefix = self.settings.prefix or ""
+        features = self.module.preprocess([prefix + text for text in texts])
+        moved = {name: _to(value, self.device) for name, value in features.items()}
+        vectors: torch.Tensor = self.module(moved)["sentence_embedding"]
+        return vectors.float()
+
+    def encode_passages(
+        self, passages: Sequence[Passage], *, batch_size: int = 64, dtype: torch.dtype = torch.float32
+    ) -> Vectors:
+        """Vectors [N, D] of passages: title and text on two lines, or as a pair for DPR, as it was trained."""
+        if self.titles_apart:
+            return self.encode([(p.title, p.text) for p in passages], batch_size=batch_size, dtype=dtype)
+        texts = [f"{p.title}\n{p.text}" if p.title else p.text for p in passages]
+        return self.encode(texts, batch_size=batch_size, dtype=dtype)
+
+    def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, batch_size: int = 64, dtype: torch.dtype = torch.float32) -> Vectors:
+        """Vectors [N, D] in float32, computed in `dtype` and length-sorted batches.
+
+        Raises:
+            RagxError: a vector is not finite.
+        """
+        prefix = self.settings.prefix or ""
+        kind = torch.device(self.device).type
+        with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
+            vectors = self.module.encode(
+                [prefix + text if isinstance(text, str) else text for text in texts],
+                prompt="",
+                batch_size=batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=False,
+                convert_to_tensor=True,
+            )
+        array: Vectors = vectors.float().cpu().numpy().reshape(len(texts), self.dimension)
+        if not np.isfinite(array).all():
+            bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+            raise RagxError(f"{self.folder}: the encoder's vector of {str(texts[bad])[:60]!r} is not finite")
+        return array
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder as a sentence-transformers folder, which `Encoder` opens again."""
+        self.tokenizer.split_special_tokens = False
+        self.module.save_pretrained(str(folder), create_model_card=False)
+        self.tokenizer.split_special_tokens = True
+
+
+def _to(value: object, device: str) -> object:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _weights_folder(folder: Path) -> Path:
+    """Where config.json is: the folder itself, or its first module's."""
+    return folder if (folder / "config.json").is_file() else next(folder.glob("0_*"), folder)
+
+
+def _load_dpr(folder: Path, device: str, allow_pickle: bool) -> SentenceTransformer:
+    """A DPR tower (Karpukhin et al. 2020): the vector of the first token of its BERT."""
+    auto = DPRQuestionEncoder if "Question" in str(read_model_config(folder).get("architectures")) else DPRContextEncoder
+    tower = auto.from_pretrained(folder, use_safetensors=not allow_pickle, local_files_only=True)
+    if tower.config.projection_dim:
+        raise ArtifactError(f"{folder}: DPR towers with a projection are not supported")
+    bert = (tower.question_encoder if auto is DPRQuestionEncoder else tower.ctx_encoder).bert_model
+    with tempfile.TemporaryDirectory() as scratch:
+        bert.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(scratch)
+        transformer = Transformer(scratch)
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="cls")
+    return SentenceTransformer(modules=[transformer, pooling], device=device)
+
+
+def _load(folder: Path, settings: EncoderSettings, device: str, allow_pickle: bool) -> SentenceTransformer:
+    model_kwargs = {"use_safetensors": not allow_pickle}
+    own_modules = (folder / "modules.json").is_file()
+    if not own_modules:
+        kind = read_model_config(folder).get("model_type")
+        require_weights(folder, allow_pickle)
+        if kind == "dpr":
+            return _load_dpr(folder, device, allow_pickle)
+    try:
+        if own_modules and settings.pooling is None and settings.normalize is None:
+            return SentenceTransformer(str(folder), device=device, trust_remote_code=False, model_kwargs=model_kwargs)
+        loaded = SentenceTransformer(str(folder), device=device, trust_remote_code=False, model_kwargs=model_kwargs)
+        transformer = next(part for part in loaded if isinstance(part, Transformer))
+        own_pooling = next((part.pooling_mode for part in loaded if isinstance(part, Pooling)), "mean")
+        pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=settings.pooling or own_pooling)
+        own_normalize = any(isinstance(part, Normalize) for part in loaded)
+        normalize = own_normalize if settings.normalize is None else settings.normalize
+        parts = [transformer, pooling, *([Normalize()] if normalize else [])]
+        return SentenceTransformer(modules=parts, device=device)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ArtifactError(f"{folder}: cannot be loaded as a text encoder ({error})") from error

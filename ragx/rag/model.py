@@ -1,0 +1,161 @@
+"""The RAG model: retriever, generator and the marginal likelihood that trains both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ragx.rag.decoding import Decoded, decode
+from ragx.rag.generators import Generator, Pair
+from ragx.rag.marginal import log_likelihood, masked, sequence_posterior, token_posterior
+from ragx.rag.retriever import Retrieval, Retriever
+
+PRUNE_BELOW = 0.6
+"""Share of passages carrying the wanted posterior mass above which one ordinary pass is cheaper than two."""
+PASSAGE_BUDGET = 24
+"""(question, passage) pairs that go through the generator at once when no gradient is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The outcome of one batch of B questions.
+
+    nll: [B] of -log p(y|x) in nats, with gradient; tokens [B] of the answers; retrieval and posterior [B, K] behind it.
+    """
+
+    nll: Tensor
+    tokens: Tensor
+    retrieval: Retrieval
+    posterior: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Answers to B questions with the retrieval behind them; NLL in nats and tokens of the reference answers."""
+
+    decoded: list[Decoded]
+    retrieval: Retrieval
+    reference_nll: list[float] | None = None
+    reference_tokens: list[int] | None = None
+
+
+class RagModel(nn.Module):
+    """p(y|x) = sum_z p(z|x) p(y|x,z), with K passages a question."""
+
+    def __init__(self, retriever: Retriever, generator: Generator, marginal: str) -> None:
+        super().__init__()
+        self.retriever = retriever
+        self.generator = generator
+        self.generator_module = generator.model
+        self.marginal = marginal
+        self.kept_share = 1.0
+
+    def forward(
+        self, questions: Sequence[str], answers: Sequence[str], k: int | None = None, posterior_mass: float = 1.0
+    ) -> Loss:
+        """-log p(y|x) of each question's answer, with gradient when it is enabled.
+
+        With `posterior_mass` below 1, and where that saves work, one pass without graph gives the posterior and with it
+        the retriever's exact gradient, p(z|x) - p(z|x,y); the generator is then differentiated only on the passages
+        that hold this share of the posterior, weighted by it.
+        """
+        retrieval = self.retriever(questions, k)
+        pairs = pairs_of(questions, retrieval)
+        ids = [self.generator.answer_ids(answer) for answer in answers]
+        two_passes = torch.is_grad_enabled() and posterior_mass < 1.0 and self.kept_share < PRUNE_BELOW
+        if two_passes or not torch.is_grad_enabled():
+            with torch.no_grad():
+                log_probs, mask = self._log_probs(pairs, ids)
+        else:
+            flat = [pair for row in pairs for pair in row]
+            log_probs, mask = self._reshape(*self.generator.token_log_probs(flat, self._repeat(ids, pairs)), len(pairs))
+        nll = -log_likelihood(self.marginal, retrieval.log_prior, log_probs, mask)
+        weights = self._weights(retrieval.log_prior.detach(), log_probs.detach(), mask)
+        kept = _kept(weights.amax(-1), posterior_mass)
+        self.kept_share = float(kept.float().mean())
+        if two_passes:
+            nll = nll + self._generator_gradient(pairs, ids, weights, kept)
+        return Loss(nll, mask[:, 0].sum(-1), retrieval, self._posterior(weights, mask))
+
+    @torch.no_grad()
+    def answer(
+        self,
+        questions: Sequence[str],
+        *,
+        decoding: str,
+        num_beams: int,
+        retrieval: Retrieval | None = None,
+        references: Sequence[str] | None = None,
+    ) -> Answered:
+        """The best answer to each question, and log p of given reference answers, from one pass over the prompts.
+
+        The passages are those of `retrieval`, where it is given.
+        """
+        retrieval = retrieval or self.retriever(questions)
+        pairs = pairs_of(questions, retrieval)
+        state = self.generator.start([pair for row in pairs for pair in row])
+        options = {"marginal": self.marginal, "decoding": decoding}
+        decoded = decode(self.generator, state, retrieval.log_prior, num_beams=num_beams, **options)
+        if references is None:
+            return Answered(decoded, retrieval)
+        ids = [self.generator.answer_ids(reference) for reference in references]
+        log_probs, mask = self._reshape(*self.generator.score(state, self._repeat(ids, pairs)), len(pairs))
+        nll = -log_likelihood(self.marginal, retrieval.log_prior, log_probs, mask)
+        return Answered(decoded, retrieval, nll.tolist(), [len(answer) for answer in ids])
+
+    def _log_probs(self, pairs: list[list[Pair]], ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Gold-token log-probabilities [B, K, T] without graph, length-sorted in slices that fit memory."""
+        flat = [pair for row in pairs for pair in row]
+        answers = self._repeat(ids, pairs)
+        length = max(map(len, ids))
+        log_probs = torch.zeros((len(flat), length), device=self.generator.device)
+        mask = torch.zeros((len(flat), length), dtype=torch.bool, device=self.generator.device)
+        order = sorted(range(len(flat)), key=lambda row: -len(flat[row][1].text))
+        for start in range(0, len(order), PASSAGE_BUDGET):
+            rows = order[start : start + PASSAGE_BUDGET]
+            part, part_mask = self.generator.token_log_probs([flat[row] for row in rows], [answers[row] for row in rows])
+            log_probs[rows, : part.shape[1]] = part
+            mask[rows, : part.shape[1]] = part_mask
+        return self._reshape(log_probs, mask, len(pairs))
+
+    def _generator_gradient(
+        self, pairs: list[list[Pair]], ids: list[list[int]], weights: Tensor, kept: Tensor
+    ) -> Tensor:
+        """[B] of value 0 whose gradient is that of -log p(y|x) towards the generator: -sum_kt w_kt d log p(y_t|x,k)."""
+        rows, columns = kept.nonzero(as_tuple=True)
+        chosen = [pairs[row][column] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
+        log_probs, mask = self.generator.token_log_probs(chosen, [ids[row] for row in rows.tolist()])
+        weighted = (masked(log_probs, mask) * weights[rows, columns, : log_probs.shape[1]]).sum(-1)
+        totals = torch.zeros(len(pairs), device=weighted.device).index_add(0, rows, weighted)
+        return totals.detach() - totals
+
+    def _weights(self, log_prior: Tensor, log_probs: Tensor, mask: Tensor) -> Tensor:
+        """d log p(y|x) / d log p(y_t|x,k) [B, K, T]: the posterior of the sequence, or of each token."""
+        if self.marginal == "token":
+            return token_posterior(log_prior, log_probs) * mask
+        return sequence_posterior(log_prior, log_probs, mask).unsqueeze(-1) * mask
+
+    def _posterior(self, weights: Tensor, mask: Tensor) -> Tensor:
+        return weights.sum(-1) / mask.sum(-1)
+
+    @staticmethod
+    def _repeat(ids: list[list[int]], pairs: list[list[Pair]]) -> list[list[int]]:
+        return [answer for answer, row in zip(ids, pairs, strict=True) for _ in row]
+
+    @staticmethod
+    def _reshape(log_probs: Tensor, mask: Tensor, questions: int) -> tuple[Tensor, Tensor]:
+        return log_probs.reshape(questions, -1, log_probs.shape[-1]), mask.reshape(questions, -1, mask.shape[-1])
+
+
+def pairs_of(questions: Sequence[str], retrieval: Retrieval) -> list[list[Pair]]:
+    """Each question beside each of its passages: B rows of K pairs."""
+    return [[(q, passage) for passage in row] for q, row in zip(questions, retrieval.passages, strict=True)]
+
+
+def _kept(weights: Tensor, mass: float) -> Tensor:
+    """The fewest passages [B, K] whose weights hold `mass` of each question's total."""
+    ordered, order = weights.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered
+    enough = before < mass * ordered.sum(-1, keepdim=True)
+    return torch.zeros_like(enough).scatter(-1, order, enough)

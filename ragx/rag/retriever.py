@@ -1,0 +1,160 @@
+"""p(z|x): the question encoder, the index and the prior's two learned parameters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ragx.errors import ConfigError
+from ragx.index.encoder import Encoder
+from ragx.index.store import Index, Mode
+from ragx.rag.marginal import log_prior
+from ragx.records import Passage
+
+COSINE_TEMPERATURE = 0.05
+"""For encoders that normalise: cosines of hits lie within some tenths, so their raw softmax is nearly flat. 1 / 20 is
+the scale with which the common sentence encoders were trained."""
+LEXICAL_WEIGHT = 10.0
+"""For lexical scores relative to the best hit: at temperature 0.05 the best hit gains what half a cosine gains."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalSettings:
+    """Mode, number of passages K, candidates taken from each list, and what the prior is normalised over."""
+
+    mode: Mode = "hybrid"
+    top_k: int = 5
+    candidates: int = 50
+    prior: str = "topk"
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """The K hits of B questions, best first: passages, scores [B, K] and log p(z|x) [B, K] with gradient."""
+
+    passages: list[list[Passage]]
+    scores: Tensor
+    log_prior: Tensor
+
+
+class Prior(nn.Module):
+    """s = <q, z> / temperature + lexical_weight * lexical: the scores whose softmax is p(z|x)."""
+
+    def __init__(self, temperature: float, lexical_weight: float, mode: Mode) -> None:
+        super().__init__()
+        self.mode = mode
+        self.log_temperature = nn.Parameter(torch.tensor(float(np.log(temperature))), requires_grad=mode != "lexical")
+        self.lexical_weight = nn.Parameter(torch.tensor(float(lexical_weight)), requires_grad=mode != "dense")
+
+    def forward(self, dense: Tensor, lexical: Tensor) -> Tensor:
+        """Scores in nats, of the shape of both arguments."""
+        match self.mode:
+            case "dense":
+                return dense.float() / self.log_temperature.exp()
+            case "lexical":
+                return self.lexical_weight * lexical.float()
+            case "hybrid":
+                return dense.float() / self.log_temperature.exp() + self.lexical_weight * lexical.float()
+
+    def values(self) -> dict[str, float]:
+        """Temperature and lexical weight as numbers."""
+        return {"temperature": float(self.log_temperature.exp()), "lexical_weight": float(self.lexical_weight)}
+
+
+class Retriever(nn.Module):
+    """Retrieves with the current question encoder; gradient flows into it through the scores of the hits."""
+
+    def __init__(self, encoder: Encoder, prior: Prior, index: Index, settings: RetrievalSettings) -> None:
+        """Raises ConfigError when vectors do not fit the index, or K exceeds the number of passages."""
+        super().__init__()
+        if settings.mode != "lexical" and encoder.dimension != index.manifest["dimension"]:
+            raise ConfigError(
+                f"{encoder.folder}: its vectors have {encoder.dimension} dimensions, "
+                f"those of {index.folder} have {index.manifest['dimension']}: use the encoder the index was built with"
+            )
+        if settings.top_k > index.passages_count:
+            raise ConfigError(
+                f"retrieval.top_k: {settings.top_k} passages wanted, the index holds {index.passages_count}; lower it"
+            )
+        self.question_encoder = encoder.module
+        self.prior = prior
+        self.encoder = encoder
+        self.index = index
+        self.settings = settings
+
+    def forward(self, questions: Sequence[str], k: int | None = None) -> Retrieval:
+        """The `k` (default `top_k`) best passages of each question, ties by passage number."""
+        k = k or self.settings.top_k
+        with torch.autocast(self._device.type, enabled=False):  # questions are few and short: keep them exact
+            return self._retrieve(questions, k)
+
+    def _retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
+        queries = None if self.settings.mode == "lexical" else self.encoder.forward(questions)
+        ids, scores, prior = (
+            self._over_corpus(queries, questions, k)
+            if self.settings.prior == "corpus"
+            else self._over_hits(queries, questions, k)
+        )
+        found = self.index.passages(ids.reshape(-1).tolist())
+        return Retrieval([[found[number] for number in row] for row in ids.tolist()], scores, prior)
+
+    def first(self, retrieval: Retrieval, k: int) -> Retrieval:
+        """The retrieval cut to its first k hits."""
+        scores = retrieval.scores[:, :k]
+        prior = retrieval.log_prior[:, :k] if self.settings.prior == "corpus" else log_prior(scores)
+        return Retrieval([row[:k] for row in retrieval.passages], scores, prior)
+
+    def _over_hits(self, queries: Tensor | None, questions: Sequence[str], k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, scores and log-prior [B, k], the prior normalised over the k hits."""
+        detached = None if queries is None else queries.detach().cpu().numpy()
+        found = self.index.candidates(detached, questions, self.settings.mode, max(k, self.settings.candidates))
+        ids, lexical = torch.from_numpy(found.ids), torch.from_numpy(found.lexical)
+        with torch.no_grad():
+            scores = self.prior(torch.from_numpy(found.dense).to(self._device), lexical.to(self._device)).cpu()
+            scores = scores.masked_fill(ids < 0, -torch.inf)
+            order = torch.argsort(scores, dim=-1, descending=True, stable=True)[:, :k]
+        ids, lexical = ids.gather(1, order), lexical.gather(1, order).to(self._device)
+        dense = torch.zeros_like(lexical)
+        if queries is not None:
+            vectors = torch.from_numpy(self.index.vectors(ids.numpy())).to(self._device)
+            dense = torch.einsum("bd,bkd->bk", queries, vectors)
+        scores = self.prior(dense, lexical).masked_fill(ids.to(self._device) < 0, -torch.inf)
+        return ids, scores, log_prior(scores)
+
+    def _over_corpus(self, queries: Tensor | None, questions: Sequence[str], k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, scores and log-prior [B, k], the prior normalised over all passages."""
+        scores = self.corpus_scores(queries, questions)
+        order = torch.argsort(scores.detach(), dim=-1, descending=True, stable=True)[:, :k]
+        return order.cpu(), scores.gather(1, order), log_prior(scores).gather(1, order)
+
+    def corpus_scores(self, queries: Tensor | None, questions: Sequence[str]) -> Tensor:
+        """The scores [B, N] of all passages of the corpus: one matrix product, passages fixed."""
+        shape = (len(questions), self.index.passages_count)
+        dense = torch.zeros(shape, device=self._device) if queries is None else queries @ self._corpus_vectors().T
+        if self.settings.mode == "dense":
+            return Tensor(self.prior(dense, dense))
+        lexical = torch.from_numpy(self.index.corpus_lexical_scores(questions)).to(self._device)
+        return Tensor(self.prior(dense, lexical))
+
+    def _corpus_vectors(self) -> Tensor:
+        if not hasattr(self, "_all_vectors"):
+            self._all_vectors = torch.from_numpy(self.index.all_vectors()).to(self._device)
+        return self._all_vectors
+
+    @property
+    def _device(self) -> torch.device:
+        return self.prior.log_temperature.device
+
+
+def starting_prior(
+    encoder: Encoder, mode: Mode, temperature: float | str = "auto", lexical_weight: float | str = "auto"
+) -> Prior:
+    """The untrained prior: "auto" is 0.05 for encoders that normalise, 1 for others, and 10 for the lexical weight."""
+    own = COSINE_TEMPERATURE if encoder.settings.normalize else 1.0
+    return Prior(
+        own if temperature == "auto" else float(temperature),
+        LEXICAL_WEIGHT if lexical_weight == "auto" else float(lexical_weight),
+        mode,
+    )

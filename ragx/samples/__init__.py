@@ -1,0 +1,1 @@
+"""The Saltmere sample domain: invented documents and questions for trying ragx."""

@@ -1,0 +1,1 @@
+"""Training of question encoder and generator on the marginal likelihood."""

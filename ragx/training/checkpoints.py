@@ -1,0 +1,82 @@
+"""What a training needs to go on exactly where it stopped: trainable weights, optimizer, position.
+
+A checkpoint is a sealed folder: safetensors for weights, `torch.save` of plain tensors for the optimizer (read back
+with weights_only), JSON for the position.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ragx.artifacts import new_folder, read_manifest, recover_folder, write_text
+
+KIND = "ragx checkpoint"
+_REMEDY = "ragx finetune without --resume"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where training stands: optimizer steps done, the best dev NLL a token and its step, epochs without a better one,
+    and the share of passages that carried the posterior in the last step."""
+
+    step: int = 0
+    best_nll: float | None = None
+    best_step: int = 0
+    bad_epochs: int = 0
+    kept_share: float = 1.0
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that training changes, by name."""
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def save(
+    folder: Path, plan: str, model: nn.Module, position: Position, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Write a checkpoint atomically; `plan` fingerprints what is trained on what."""
+    with new_folder(folder, KIND, plan=plan, position=dataclasses.asdict(position)) as beside:
+        save_file({name: value.contiguous() for name, value in trainable(model).items()}, beside / "model.safetensors")
+        if optimizer is not None:
+            torch.save(optimizer.state_dict(), beside / "optimizer.pt")
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> tuple[str, Position]:
+    """Load a checkpoint into model and optimizer; returns its plan and position.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    recover_folder(folder)
+    manifest = read_manifest(folder, KIND, _REMEDY)
+    weights = load_file(folder / "model.safetensors")
+    parameters = trainable(model)
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+    if optimizer is not None:
+        state: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True)
+        optimizer.load_state_dict(state)
+    return manifest["plan"], Position(**manifest["position"])
+
+
+def plan_of(folder: Path) -> str | None:
+    """The plan of the checkpoint in `folder`, or None where there is none."""
+    recover_folder(folder)
+    if not folder.exists():
+        return None
+    return str(read_manifest(folder, KIND, _REMEDY)["plan"])
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl that were written after a checkpoint at `step`."""
+    if path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        write_text(path, "".join(f"{line}\n" for line in kept))
