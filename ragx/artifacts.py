@@ -30,7 +30,7 @@ _UNSAFE = regex.compile(
 
 def untrusted(text: str) -> str:
     """Text of a corpus or a model made inert: no control characters but newline and tab, no bidi or tag characters."""
-    return _UNSAFE.sub("", text.replace("\r\n", "\n"))
+    return str(_UNSAFE.sub("", text.replace("\r\n", "\n")))
 
 
 def fingerprint(value: object) -> str:

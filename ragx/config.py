@@ -154,7 +154,7 @@ class Rag(Section):
     @model_validator(mode="after")
     def _fast_is_sequence(self) -> Self:
         if self.marginal == "token" and self.decoding == "fast":
-            raise ValueError("decoding: fast is an approximation of marginal: sequence; marginal: token has one decoding")
+            raise ValueError("decoding: fast approximates marginal: sequence; marginal: token has one decoding")
         return self
 
 
@@ -174,12 +174,13 @@ class Finetune(Section):
         "generator",
     )
     warmup_epochs: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
-    warmup_learning_rate: Rate = 5e-5
+    warmup_learning_rate: Rate = 1e-4
+    warmup_batch_size: Positive = 32
     epochs: Positive = 3
     batch_size: Positive = 16
     micro_batch_size: Literal["auto"] | Positive = "auto"
     top_k: Positive | None = None
-    posterior_mass: Annotated[float, Field(gt=0, le=1)] = 1.0
+    posterior_mass: Annotated[float, Field(gt=0, le=1)] = 0.99
     learning_rate: Rate = 5e-4
     retriever_learning_rate: Rate = 1e-5
     prior_learning_rate: Rate = 1e-2
@@ -277,19 +278,23 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
     return tree, places
 
 
+def _problem(what: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=what, problem_mark=mark)
+
+
 class _Composer(yaml.SafeLoader):
     """Composes nodes without aliases and within a depth limit."""
 
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:  # type: ignore[override]
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=event.start_mark)
+            raise _problem("aliases are not allowed", event.start_mark)
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=event.start_mark)
-        node = super().compose_node(parent, index)  # type: ignore[arg-type]
+            raise _problem(f"nested deeper than {MAX_DEPTH}", event.start_mark)
+        node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
@@ -314,15 +319,16 @@ def _build(node: yaml.Node, name: str, places: dict[Key, str], at: Key) -> Any:
         for key_node, value_node in node.value:
             key = str(key_node.value)
             if key in mapping:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} stands here twice", problem_mark=key_node.start_mark)
+                raise _problem(f"key {key!r} stands here twice", key_node.start_mark)
             places[(*at, key)] = f"{name}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
             mapping[key] = _build(value_node, name, places, (*at, key))
         return mapping
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, name, places, (*at, number)) for number, item in enumerate(node.value)]
     if node.tag.startswith("!") or "python/" in node.tag:
-        raise yaml.MarkedYAMLError(problem=f"tag {node.tag} is not allowed", problem_mark=node.start_mark)
-    return _scalar(node.value) if node.style is None else node.value
+        raise _problem(f"tag {node.tag} is not allowed", node.start_mark)
+    plain = isinstance(node, yaml.ScalarNode) and node.style is None
+    return _scalar(node.value) if plain else node.value
 
 
 def _scalar(text: str) -> Any:
@@ -372,7 +378,9 @@ def _explain(problem: Any, places: dict[Key, str], path: Path) -> str:
 def _suggest(location: Key) -> str:
     section: Any = Config
     for part in location[:-1]:
-        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, Section) else None
+        field = (
+            section.model_fields.get(str(part)) if isinstance(section, type) and issubclass(section, Section) else None
+        )
         section = field.annotation if field else None
     if not (isinstance(section, type) and issubclass(section, Section)):
         return ""

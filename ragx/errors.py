@@ -1,10 +1,10 @@
 """Everything a user can be told. `ragx.cli` prints the message on one line and exits with code 2.
 
-    RagxError
-      ConfigError          the configuration file or an override
-      DataError            documents or questions
-      ArtifactError        a file ragx wrote, or a model it was pointed to
-        StaleIndexError    an artefact made from something else than what is configured now
+RagxError
+  ConfigError          the configuration file or an override
+  DataError            documents or questions
+  ArtifactError        a file ragx wrote, or a model it was pointed to
+    StaleIndexError    an artefact made from something else than what is configured now
 """
 
 

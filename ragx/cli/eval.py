@@ -1,6 +1,5 @@
 """`ragx eval`."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 

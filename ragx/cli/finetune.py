@@ -37,4 +37,6 @@ def finetune(
     elif dry_run:
         typer.echo(done["text"])
     else:
-        typer.echo(f"{done['model']}: {done['steps']} steps in {done['seconds'] / 60:.1f} min, best at {done['best_step']}")
+        typer.echo(
+            f"{done['model']}: {done['steps']} steps, best at {done['best_step']}, {done['seconds'] / 60:.1f} min"
+        )

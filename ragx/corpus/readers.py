@@ -29,10 +29,6 @@ class Fields:
     text: str = "text"
 
 
-class BadRecord(Exception):
-    """One record is unusable; the readers' caller decides whether that ends the run."""
-
-
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
     """Open a UTF-8 text file, decompressing .gz; a byte order mark is dropped.
@@ -40,7 +36,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
     Raises:
         DataError: it cannot be opened, is not UTF-8 or is no whole gzip file.
     """
-    opener: Callable[..., TextIO] = gzip.open if path.suffix == ".gz" else open  # type: ignore[assignment]
+    opener: Callable[..., TextIO] = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield file
@@ -65,7 +61,7 @@ def corpus_files(paths: Iterable[str]) -> list[tuple[Path, str]]:
             inside = sorted(p for p in path.rglob("*") if p.is_file() and _reader_of(p) and p.name[0] != ".")
             found.update((p, p.relative_to(path).as_posix()) for p in inside)
         elif glob.has_magic(text):
-            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute patterns
             root = Path(*_plain_parts(path))
             found.update((p, p.relative_to(root).as_posix()) for p in matches if p.is_file() and _reader_of(p))
         elif not path.exists():

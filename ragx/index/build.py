@@ -1,8 +1,8 @@
 """Documents -> passages -> vector shards -> one sealed index generation; resumable at any kill.
 
-    index/.building/   plan.json, passages.sqlite, shard-00000.npy ...   while unfinished
-    index/v1, v2 ...   passages.sqlite, vectors.faiss, lexical/, manifest.json
-    index/CURRENT      the name of the generation in use
+index/.building/   plan.json, passages.sqlite, shard-00000.npy ...   while unfinished
+index/v1, v2 ...   passages.sqlite, vectors.faiss, lexical/, manifest.json
+index/CURRENT      the name of the generation in use
 """
 
 import json

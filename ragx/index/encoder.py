@@ -99,7 +99,13 @@ class Encoder:
         texts = [f"{p.title}\n{p.text}" if p.title else p.text for p in passages]
         return self.encode(texts, batch_size=batch_size, dtype=dtype)
 
-    def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, batch_size: int = 64, dtype: torch.dtype = torch.float32) -> Vectors:
+    def encode(
+        self,
+        texts: Sequence[str] | Sequence[tuple[str, str]],
+        *,
+        batch_size: int = 64,
+        dtype: torch.dtype = torch.float32,
+    ) -> Vectors:
         """Vectors [N, D] in float32, computed in `dtype` and length-sorted batches.
 
         Raises:
@@ -140,11 +146,12 @@ def _weights_folder(folder: Path) -> Path:
 
 def _load_dpr(folder: Path, device: str, allow_pickle: bool) -> SentenceTransformer:
     """A DPR tower (Karpukhin et al. 2020): the vector of the first token of its BERT."""
-    auto = DPRQuestionEncoder if "Question" in str(read_model_config(folder).get("architectures")) else DPRContextEncoder
+    asks = "Question" in str(read_model_config(folder).get("architectures"))
+    auto = DPRQuestionEncoder if asks else DPRContextEncoder
     tower = auto.from_pretrained(folder, use_safetensors=not allow_pickle, local_files_only=True)
     if tower.config.projection_dim:
         raise ArtifactError(f"{folder}: DPR towers with a projection are not supported")
-    bert = (tower.question_encoder if auto is DPRQuestionEncoder else tower.ctx_encoder).bert_model
+    bert = (tower.question_encoder if asks else tower.ctx_encoder).bert_model
     with tempfile.TemporaryDirectory() as scratch:
         bert.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(scratch)

@@ -60,7 +60,7 @@ class LexicalIndex:
             raise ArtifactError(f"{folder}: holds {self._searcher.num_docs} passages, expected {passages}")
 
     def search(self, question: str, k: int) -> list[tuple[int, float]]:
-        """The passage numbers and scores of the k best hits, best first, ties by number; scores relative to the best."""
+        """Passage numbers and scores of the k best hits, best first, ties by number; scores relative to the best."""
         query = self._parse(question)
         hits = self._hits(query, k)
         best = hits[0][1] if hits else 1.0

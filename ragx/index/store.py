@@ -77,8 +77,8 @@ class Index:
                 numbers = set(range(min(count, self.passages_count)))
             chosen.append(sorted(numbers))
         ids = np.full((len(questions), max(map(len, chosen), default=0) or 1), -1, dtype=np.int64)
-        for row, numbers in zip(ids, chosen, strict=True):
-            row[: len(numbers)] = numbers
+        for row, found in zip(ids, chosen, strict=True):
+            row[: len(found)] = found
         return Candidates(ids, self._dense_scores(queries, ids, mode), self._lexical_scores(questions, ids, mode))
 
     def corpus_lexical_scores(self, questions: Sequence[str]) -> NDArray[np.float32]:
@@ -120,7 +120,7 @@ class Index:
     def _dense_scores(self, queries: Vectors | None, ids: Ids, mode: Mode) -> NDArray[np.float32]:
         if mode == "lexical" or queries is None:
             return np.zeros(ids.shape, dtype=np.float32)
-        return np.einsum("bd,bcd->bc", queries, self.vectors(ids)).astype(np.float32)
+        return np.asarray(np.einsum("bd,bcd->bc", queries, self.vectors(ids)), dtype=np.float32)
 
     def _lexical_scores(self, questions: Sequence[str], ids: Ids, mode: Mode) -> NDArray[np.float32]:
         if mode == "dense":

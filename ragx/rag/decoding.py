@@ -5,7 +5,6 @@ RAG-Sequence takes each passage's best texts as candidates and then either score
 ("thorough") or counts only the passages whose beam holds it ("fast"; Lewis et al. 2020, section 2.5).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +71,7 @@ def beam_search(
         last = step == generator.max_answer_tokens - 1
         kept: list[list[tuple[int, int, float]]] = []
         for group in range(groups):
-            live = []
+            live: list[tuple[int, int, float]] = []
             for rank, (total, choice) in enumerate(zip(totals[group].tolist(), choices[group].tolist(), strict=True)):
                 beam, token = divmod(choice, vocabulary)
                 if token in generator.stop_ids or last:

@@ -125,6 +125,13 @@ class Generator(ABC):
         """Weights of the whole generator."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    def save(self, folder: Path) -> None:
+        """Write the adapter, where there is one, else the whole generator with its tokenizer."""
+        wrapper: Any = self.model
+        wrapper.save_pretrained(folder)
+        if wrapper is self.base:
+            self.tokenizer.save_pretrained(folder)
+
     @property
     def _end_id(self) -> int:
         end = self.tokenizer.eos_token_id
@@ -142,7 +149,7 @@ class Generator(ABC):
             log_probs = torch.log_softmax(self._logits(rows).float(), dim=-1)
             return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
-        slices = zip(hidden.split(SLICE), gold.split(SLICE), strict=True)
+        slices = zip(torch.split(hidden, SLICE), torch.split(gold, SLICE), strict=True)
         if torch.is_grad_enabled():
             return torch.cat([checkpoint(project, rows, tokens, use_reentrant=False) for rows, tokens in slices])
         return torch.cat([project(rows, tokens) for rows, tokens in slices])
@@ -195,7 +202,11 @@ class CausalGenerator(Generator):
     def advance(self, state: State, tokens: Tensor) -> State:
         hidden, layers, attention = self._continue(state, tokens.unsqueeze(-1))
         return dataclasses.replace(
-            state, log_probs=self._next(hidden[:, -1]), layers=layers, attention=attention, positions=state.positions + 1
+            state,
+            log_probs=self._next(hidden[:, -1]),
+            layers=layers,
+            attention=attention,
+            positions=state.positions + 1,
         )
 
     def score(self, state: State, answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -245,7 +256,8 @@ class Seq2SeqGenerator(Generator):
 
     def start(self, pairs: Sequence[Pair]) -> State:
         states, attention = self._encode(pairs)
-        output = self._decode(self._prefix(len(pairs)), states, attention, EncoderDecoderCache(DynamicCache(), DynamicCache()))
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        output = self._decode(self._prefix(len(pairs)), states, attention, cache)
         return self._state(output, states, attention)
 
     def advance(self, state: State, tokens: Tensor) -> State:
@@ -289,7 +301,8 @@ class Seq2SeqGenerator(Generator):
         return torch.tensor([self.decoder_prefix], device=self.device).expand(rows, -1)
 
     def _plain_answer_ids(self, answer: str) -> list[int]:
-        return list(self.tokenizer(text_target=answer, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        encoded = self.tokenizer(text_target=answer, add_special_tokens=False, split_special_tokens=True)
+        return list(encoded["input_ids"])
 
 
 def load_generator(

@@ -1,4 +1,4 @@
-"""transformers' RAG checkpoints: RagSequenceForGeneration and RagTokenForGeneration -> question encoder and generator."""
+"""transformers' RAG checkpoints, RagSequenceForGeneration and RagTokenForGeneration -> question encoder, generator."""
 
 from pathlib import Path
 

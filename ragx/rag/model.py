@@ -114,7 +114,8 @@ class RagModel(nn.Module):
         order = sorted(range(len(flat)), key=lambda row: -len(flat[row][1].text))
         for start in range(0, len(order), PASSAGE_BUDGET):
             rows = order[start : start + PASSAGE_BUDGET]
-            part, part_mask = self.generator.token_log_probs([flat[row] for row in rows], [answers[row] for row in rows])
+            chosen, wanted = [flat[row] for row in rows], [answers[row] for row in rows]
+            part, part_mask = self.generator.token_log_probs(chosen, wanted)
             log_probs[rows, : part.shape[1]] = part
             mask[rows, : part.shape[1]] = part_mask
         return self._reshape(log_probs, mask, len(pairs))

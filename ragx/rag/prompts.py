@@ -78,7 +78,9 @@ class PromptTemplate:
                 messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
             )
         except TemplateError as error:
-            raise ArtifactError(f"the generator's chat template refuses the prompt ({error}); try generator.system: null")
+            raise ArtifactError(
+                f"the chat template refuses the prompt ({error}); try generator.system: null"
+            ) from error
         return text
 
 

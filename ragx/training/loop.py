@@ -162,7 +162,7 @@ def monitor_of(losses: Sequence[Loss], batch: Sequence[Example]) -> Monitor:
     tokens = torch.cat([loss.tokens for loss in losses])
     rows = [row for loss in losses for row in loss.retrieval.passages]
     priors = torch.cat([loss.retrieval.log_prior.detach().exp() for loss in losses])
-    gold = [[passage.document_id in example.doc_ids for passage in row] for example, row in zip(batch, rows, strict=True)]
+    gold = [[p.document_id in example.doc_ids for p in row] for example, row in zip(batch, rows, strict=True)]
     numbers = [passage.number for row in rows for passage in row]
     return Monitor(
         nll_per_token=float(nll.sum() / tokens.sum()),
@@ -190,9 +190,7 @@ def _end_epoch(
     log.info("step %d: dev %s", position.step, _status(monitor, None))
     if position.best_nll is not None and monitor.nll_per_token >= position.best_nll:
         return dataclasses.replace(position, bad_epochs=position.bad_epochs + 1)
-    position = dataclasses.replace(
-        position, best_nll=monitor.nll_per_token, best_step=position.step, bad_epochs=0
-    )
+    position = dataclasses.replace(position, best_nll=monitor.nll_per_token, best_step=position.step, bad_epochs=0)
     checkpoints.save(best, plan, model, position)
     return position
 
@@ -249,9 +247,7 @@ def _record(folder: Path, step: int, split: str, monitor: Monitor, accelerator: 
 
 
 def _status(monitor: Monitor, seconds_left: float | None) -> str:
-    text = (
-        f"nll/token {monitor.nll_per_token:.3f}, P(gold) {monitor.p_gold:.2f}, unique passages {monitor.unique:.2f}"
-    )
+    text = f"nll/token {monitor.nll_per_token:.3f}, P(gold) {monitor.p_gold:.2f}, unique passages {monitor.unique:.2f}"
     return text if seconds_left is None else f"{text}, {seconds_left / 60:.1f} min left"
 
 

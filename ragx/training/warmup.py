@@ -83,7 +83,7 @@ def warm_up(
             batch = [train[row] for row in order[start : start + settings.batch_size]]
             loss = _losses(retriever, batch).mean()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_([*encoder, *prior], settings.max_grad_norm)
             optimizer.step()
             schedule.step()

@@ -1,0 +1,23 @@
+"""Config -> artefacts: what each command does, from configuration to files.
+
+The only modules with late imports: torch and its company are loaded when a stage runs, not when ragx is imported.
+"""
+
+from ragx.stages.answer import Answerer, ask, baseline_means, compare, evaluate, report_json
+from ragx.stages.finetune import finetune
+from ragx.stages.index import build_index, index_stats
+from ragx.stages.project import check, init
+
+__all__ = [
+    "Answerer",
+    "ask",
+    "baseline_means",
+    "build_index",
+    "check",
+    "compare",
+    "evaluate",
+    "finetune",
+    "index_stats",
+    "init",
+    "report_json",
+]

@@ -1,0 +1,195 @@
+"""Device, dtype, encoders, index and models of a configuration, opened and checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ragx.artifacts import fingerprint, read_manifest, recover_folder
+from ragx.config import Config
+from ragx.errors import ArtifactError, ConfigError, StaleIndexError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ragx.index.encoder import Encoder
+    from ragx.index.store import Index
+    from ragx.rag.generators import Generator
+    from ragx.rag.model import RagModel
+    from ragx.rag.retriever import Retriever
+
+MODEL_KIND = "ragx model"
+TunedParts = tuple[Path, Path, Path | None, tuple[float, float]]
+Prepare = Callable[[Config, "Retriever", "Generator"], None]
+
+
+def compute_device(config: Config) -> str:
+    """The device of the configuration, "auto" resolved.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    import torch
+
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device: {config.device}: no CUDA device here; say device: auto")
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device: mps: not available here; say device: auto")
+    return config.device
+
+
+def compute_dtype(config: Config) -> torch.dtype:
+    """The configured dtype; "auto" is bfloat16 where the processor multiplies it natively."""
+    import torch
+
+    if config.dtype != "auto":
+        return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    device = compute_device(config)
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if native else torch.float32
+
+
+def passage_encoder(config: Config) -> Encoder:
+    """The encoder of passages: the question encoder's twin, or the same."""
+    reference = config.encoder.passage_model or config.encoder.model
+    if config.rag.checkpoint and not config.encoder.passage_model:
+        raise ConfigError("encoder.passage_model: rag.checkpoint brings only the question encoder; name its twin here")
+    return _encoder(config, _resolve(config, reference, config.encoder.sha256), "document")
+
+
+def _resolve(config: Config, reference: str, sha256: str | None) -> Path:
+    from ragx import models
+
+    models.hide_progress_bars()
+    return models.resolve(reference, sha256=sha256, allow_pickle=config.allow_pickle_weights)
+
+
+def _encoder(config: Config, folder: Path, role: str) -> Encoder:
+    from ragx.index.encoder import Encoder, EncoderSettings
+
+    section = config.encoder
+    settings = EncoderSettings(
+        prefix=section.query_prefix if role == "query" else section.passage_prefix,
+        pooling=section.pooling,
+        normalize=section.normalize,
+        max_tokens=section.max_tokens,
+    )
+    device = compute_device(config)
+    return Encoder(folder, settings, role=role, device=device, allow_pickle=config.allow_pickle_weights)
+
+
+def _folders(config: Config) -> tuple[Path, Path]:
+    """The pretrained question encoder's and generator's folders."""
+    if config.rag.checkpoint:
+        from ragx.rag.interop import split_checkpoint
+
+        folder = _resolve(config, config.rag.checkpoint, None)
+        return split_checkpoint(folder, allow_pickle=config.allow_pickle_weights)
+    return (
+        _resolve(config, config.encoder.model, config.encoder.sha256),
+        _resolve(config, config.generator.model, config.generator.sha256),
+    )
+
+
+def generator_folder(config: Config) -> Path:
+    """The pretrained generator's folder."""
+    return _folders(config)[1]
+
+
+def open_index(config: Config) -> Index:
+    """The index in use, checked against the configuration.
+
+    Raises:
+        StaleIndexError: it was built with another chunking, encoder or corpus.
+    """
+    from ragx.corpus.readers import corpus_files
+    from ragx.index.store import Index
+    from ragx.models import model_fingerprint
+
+    index = Index(config.run_dir / "index", "ragx index")
+    index.require("chunking", config.passages.model_dump(mode="json"), "ragx index")
+    reference = config.encoder.passage_model or config.encoder.model
+    weights = model_fingerprint(_resolve(config, reference, config.encoder.sha256))
+    index.require("encoder", {**index.manifest["encoder"], "weights": weights}, "ragx index")
+    if all(Path(path).exists() for path in config.corpus.paths):
+        sizes = {name: path.stat().st_size for path, name in corpus_files(config.corpus.paths)}
+        built = {name: facts["size"] for name, facts in index.manifest["corpus"]["files"].items()}
+        changed = sorted(name for name in {*sizes, *built} if sizes.get(name) != built.get(name))
+        if changed:
+            raise StaleIndexError(f"{index.folder}: built before {changed[0]} changed; run: ragx index")
+    return index
+
+
+def has_tuned_model(config: Config) -> bool:
+    """Whether a finished fine-tuning stands in the run folder."""
+    recover_folder(config.run_dir / "model")
+    return (config.run_dir / "model").is_dir()
+
+
+def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None = None) -> RagModel:
+    """The model "base" (pretrained) or "tuned"; "auto" is tuned where it exists.
+
+    For training, `prepare` freezes and adapts the parts before they become one module; weights then stay float32.
+
+    Raises:
+        ArtifactError: a part is missing, damaged or does not fit the index.
+    """
+    import torch
+
+    from ragx.rag.generators import load_generator
+    from ragx.rag.model import RagModel
+    from ragx.rag.prompts import PromptSettings
+    from ragx.rag.retriever import RetrievalSettings, Retriever, starting_prior
+
+    which = ("tuned" if has_tuned_model(config) else "base") if which == "auto" else which
+    index = open_index(config)
+    encoder_folder, weights = _folders(config)
+    adapter, prior = None, (config.retrieval.temperature, config.retrieval.lexical_weight)
+    if which == "tuned":
+        encoder_folder, weights, adapter, prior = _tuned_parts(config, index, weights)
+    encoder = _encoder(config, encoder_folder, "query")
+    section = config.retrieval
+    settings = RetrievalSettings(section.mode, section.top_k, section.candidates, section.prior)
+    retriever = Retriever(encoder, starting_prior(encoder, section.mode, *prior), index, settings)
+    generator = load_generator(
+        weights,
+        PromptSettings(config.generator.prompt, config.generator.system, config.generator.max_input_tokens),
+        config.generator.max_answer_tokens,
+        device=compute_device(config),
+        dtype=torch.float32 if prepare else compute_dtype(config),
+        allow_pickle=config.allow_pickle_weights,
+        adapter=adapter,
+    )
+    if prepare is not None:
+        prepare(config, retriever, generator)
+    return RagModel(retriever, generator, config.rag.marginal).to(compute_device(config))
+
+
+def _tuned_parts(config: Config, index: Index, base_generator: Path) -> TunedParts:
+    """Question encoder, generator, adapter and prior of the tuned model, checked against index and base generator."""
+    from ragx.models import model_fingerprint
+
+    folder = config.run_dir / "model"
+    recover_folder(folder)
+    manifest = read_manifest(folder, MODEL_KIND, "ragx finetune")
+    if manifest["passage_encoder"] != index.manifest["encoder"]:
+        raise StaleIndexError(
+            f"{folder}: tuned for passage encoder {fingerprint(manifest['passage_encoder'])}, "
+            f"the index has {fingerprint(index.manifest['encoder'])}; run: ragx finetune"
+        )
+    if manifest["mode"] != config.retrieval.mode:
+        raise ArtifactError(
+            f"{folder}: tuned with retrieval.mode {manifest['mode']}, configured is {config.retrieval.mode}; "
+            "run: ragx finetune"
+        )
+    prior = (manifest["prior"]["temperature"], manifest["prior"]["lexical_weight"])
+    if not manifest["adapter"]:
+        return folder / "question_encoder", folder / "generator", None, prior
+    if manifest["base_generator"] != model_fingerprint(base_generator):
+        raise ArtifactError(f"{folder}: its adapter was trained on another generator; run: ragx finetune")
+    return folder / "question_encoder", base_generator, folder / "generator", prior

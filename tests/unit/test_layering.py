@@ -1,0 +1,124 @@
+"""The order of design.md is the order of imports; third-party libraries have one home."""
+
+import ast
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+import ragx
+
+ROOT = Path(ragx.__file__).parent
+ORDER = """
+errors records config artifacts models
+corpus corpus.answers corpus.readers corpus.passages corpus.questions
+index index.encoder index.vectors index.lexical index.build index.store
+rag rag.marginal rag.retriever rag.prompts rag.generators rag.decoding rag.model rag.interop
+training training.checkpoints training.warmup training.loop
+evaluation evaluation.metrics evaluation.significance evaluation.gates evaluation.predict evaluation.report
+samples stages.models stages.index stages.finetune stages.answer stages.project stages
+cli cli.common cli.init cli.check cli.index cli.finetune cli.ask cli.eval cli.main
+__init__ __main__
+""".split()
+HOMES = {
+    "faiss": ("index.",),
+    "tantivy": ("index.",),
+    "sentence_transformers": ("index.encoder",),
+    "transformers": ("models", "index.encoder", "rag."),
+    "huggingface_hub": ("models",),
+    "peft": ("rag.generators",),
+    "accelerate": ("training.",),
+    "ir_measures": ("evaluation.metrics",),
+    "scipy": ("evaluation.significance",),
+    "pydantic": ("config",),
+    "yaml": ("config",),
+    "typer": ("cli.",),
+    "rich": ("cli.",),
+}
+LATE = {"cli.ask": {"readline"}}
+FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def name_of(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name if name == "__init__" else name.removesuffix(".__init__")
+
+
+MODULES = {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(tree, nodes=None):
+    """The modules that statements import: `from ragx.rag import model` counts as ragx.rag.model where that exists."""
+    for node in ast.walk(tree) if nodes is None else nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner.removeprefix("ragx.") in MODULES else node.module
+
+
+def ours(names):
+    return [name.removeprefix("ragx.") if name != "ragx" else "__init__" for name in names if name.split(".")[0] == "ragx"]
+
+
+def is_at_home(module, homes):
+    return any(module == home or (home.endswith(".") and module.startswith(home)) for home in homes)
+
+
+def test_every_module_has_its_place():
+    assert sorted(MODULES) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports_only_what_stands_above_it(module):
+    below = [name for name in ours(imports(MODULES[module], MODULES[module].body)) if ORDER.index(name) >= ORDER.index(module)]
+    assert not below
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_late_imports_only_in_stages(module):
+    tree = MODULES[module]
+    late = set(imports(tree)) - set(imports(tree, tree.body))
+    if module.partition(".")[0] == "stages":
+        below = [name for name in ours(late) if ORDER.index(name) >= ORDER.index("samples")]
+        assert not below
+    else:
+        assert late <= LATE.get(module, set())
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_one_home_for_each_library(library):
+    users = [module for module, tree in MODULES.items() if library in {name.split(".")[0] for name in imports(tree)}]
+    assert users, "nobody uses it"
+    assert [module for module in users if not is_at_home(module, HOMES[library])] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_that_unpickles(module):
+    assert not FORBIDDEN & {name.split(".")[0] for name in imports(MODULES[module])}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_torch_load_reads_only_tensors(module):
+    calls = [node for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call)]
+    loads = [call for call in calls if ast.unparse(call.func) == "torch.load"]
+    assert all("weights_only=True" in ast.unparse(call) for call in loads)
+
+
+def test_every_library_imported_is_a_declared_dependency():
+    project = ROOT.parent / "pyproject.toml"
+    if not project.is_file():
+        pytest.skip("not a source tree")
+    listed = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    declared = {line.split(">")[0].strip().lower().replace("_", "-") for line in listed}
+    used = {name.split(".")[0] for tree in MODULES.values() for name in imports(tree)}
+    foreign = used - set(sys.stdlib_module_names) - {"ragx"}
+    homes = packages_distributions()
+    missing = [
+        name for name in sorted(foreign) if not declared & {d.lower().replace("_", "-") for d in homes.get(name, [name])}
+    ]
+    assert not missing
