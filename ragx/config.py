@@ -46,7 +46,7 @@ Rate = Annotated[float, Field(gt=0, strict=True)]
 class Section(BaseModel):
     """A frozen part of the configuration; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Corpus(Section):
@@ -215,15 +215,15 @@ class Config(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     allow_pickle_weights: bool = False
     corpus: Corpus
-    passages: Passages = Passages()
-    data: Data = Data()
-    encoder: Encoder = Encoder()
-    index: Index = Index()
-    retrieval: Retrieval = Retrieval()
-    generator: Generator = Generator()
-    rag: Rag = Rag()
-    finetune: Finetune = Finetune()
-    eval: Eval = Eval()
+    passages: Passages = Field(default_factory=Passages)
+    data: Data = Field(default_factory=Data)
+    encoder: Encoder = Field(default_factory=Encoder)
+    index: Index = Field(default_factory=Index)
+    retrieval: Retrieval = Field(default_factory=Retrieval)
+    generator: Generator = Field(default_factory=Generator)
+    rag: Rag = Field(default_factory=Rag)
+    finetune: Finetune = Field(default_factory=Finetune)
+    eval: Eval = Field(default_factory=Eval)
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:

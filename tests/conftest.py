@@ -16,18 +16,39 @@ import yaml
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models only lose by threads
 
 DOCUMENTS = [
     ("kiln", "The kiln", "The kiln at Orrin burns beech wood. Marta Veld lights it on Monday and it cools by Friday."),
     ("glaze", "Glazes", "Green glaze holds copper. Blue glaze holds cobalt. White glaze is made with tin and sand."),
     ("clay", "Clay pits", "The clay comes from the pit below Tarn Hill. Red clay is dug in May, grey clay in August."),
     ("wheel", "The wheels", "Nine wheels stand in the long room. The oldest wheel was built by Joris Hale in 1912."),
-    ("market", "Market day", "Pots are sold on the square every Thursday. A small bowl costs four crowns, a jug costs nine."),
-    ("school", "The school", "The pottery school opened in 1934. Its first teacher was Ansel Brook. It takes twelve pupils."),
+    (
+        "market",
+        "Market day",
+        "Pots are sold on the square every Thursday. A small bowl costs four crowns, a jug costs nine.",
+    ),
+    (
+        "school",
+        "The school",
+        "The pottery school opened in 1934. Its first teacher was Ansel Brook. It takes twelve pupils.",
+    ),
     ("dog", "The dog", "A brown dog called Biscuit sleeps beside the kiln. It barks when the kiln door is opened."),
-    ("flood", "The flood", "In 1951 the river Sile flooded the cellar. Three hundred jugs were lost and two were found."),
-    ("museum", "The museum", "The museum keeps the tallest jar, one hundred and forty centimetres high. Entry costs two crowns."),
-    ("train", "Getting there", "A train runs from Halden to Orrin at noon. The journey takes fifty minutes along the river."),
+    (
+        "flood",
+        "The flood",
+        "In 1951 the river Sile flooded the cellar. Three hundred jugs were lost and two were found.",
+    ),
+    (
+        "museum",
+        "The museum",
+        "The museum keeps the tallest jar, one hundred and forty centimetres high. Entry costs two crowns.",
+    ),
+    (
+        "train",
+        "Getting there",
+        "A train runs from Halden to Orrin at noon. The journey takes fifty minutes along the river.",
+    ),
     ("bread", "The bakery", "The bakery next door sells rye bread. Its oven is fired with the ends of the beech wood."),
     ("song", "The song", "Potters sing The Turning Stone at midwinter. Its words were written by Elin Roake in 1888."),
 ]
@@ -67,10 +88,15 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def _online_by_marker(request, monkeypatch):
-    """Only a test marked `network` may fetch packages."""
+def _by_marker(request, monkeypatch):
+    """Only a test marked `network` may fetch packages; only one marked `slow` computes on all cores."""
     if request.node.get_closest_marker("network"):
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    if request.node.get_closest_marker("slow"):
+        import torch
+
+        torch.set_num_threads(os.cpu_count() or 1)
+        request.addfinalizer(lambda: torch.set_num_threads(1))
 
 
 def write_lines(path, records):
@@ -88,7 +114,9 @@ def tiny_corpus(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     return SimpleNamespace(
-        corpus=write_lines(folder / "corpus.jsonl", [dict(zip(("id", "title", "text"), d, strict=True)) for d in DOCUMENTS]),
+        corpus=write_lines(
+            folder / "corpus.jsonl", [dict(zip(("id", "title", "text"), d, strict=True)) for d in DOCUMENTS]
+        ),
         train=write_lines(folder / "train.jsonl", [q for n, q in enumerate(questions) if n % 5 < 3]),
         dev=write_lines(folder / "dev.jsonl", questions[3::5]),
         test=write_lines(folder / "test.jsonl", questions[4::5]),
@@ -120,7 +148,9 @@ def _texts():
 def _encoder(folder, transformers):
     words = sorted(set(re.findall(r"\w+|[^\w\s]", " ".join(_texts()).lower())))
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    pieces = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *words])
+    pieces = dict.fromkeys(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *words]
+    )
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = transformers.BertTokenizerFast(vocab=vocabulary, do_lower_case=True, model_max_length=128)
     config = transformers.BertConfig(

@@ -25,6 +25,7 @@ app = typer.Typer(
     name="ragx",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Carry a pretrained RAG model over to your own documents.",
     epilog="A first run:  ragx init demo --sample  &&  cd demo  &&  ragx index  &&  ragx ask 'Who winds the bow door?'",

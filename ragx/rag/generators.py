@@ -24,6 +24,7 @@ from transformers import (
     DynamicCache,
     EncoderDecoderCache,
 )
+from transformers.cache_utils import DynamicLayer
 
 from ragx.errors import ArtifactError
 from ragx.models import require_weights
@@ -225,7 +226,7 @@ class CausalGenerator(Generator):
             input_ids=tokens,
             attention_mask=attention.long(),
             position_ids=state.positions.unsqueeze(-1) + torch.arange(tokens.shape[1], device=tokens.device),
-            past_key_values=DynamicCache(state.layers),
+            past_key_values=_cache(state.layers),
             use_cache=True,
         )
         return output.last_hidden_state, _layers(output.past_key_values), attention
@@ -288,7 +289,7 @@ class Seq2SeqGenerator(Generator):
         )
 
     def _resume(self, state: State, ids: Tensor) -> Any:
-        cache = EncoderDecoderCache(DynamicCache(state.layers), DynamicCache(state.cross))
+        cache = EncoderDecoderCache(_cache(state.layers), _cache(state.cross))
         return self._decode(ids, state.encoder_states, state.attention, cache)
 
     def _state(self, output: Any, states: Tensor | None, attention: Tensor) -> State:
@@ -383,3 +384,14 @@ def _pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device, left: bo
 def _layers(cache: Any) -> Layers:
     """Keys and values of every layer of a transformers cache."""
     return tuple((layer.keys, layer.values) for layer in cache.layers)
+
+
+def _cache(layers: Layers) -> DynamicCache:
+    """A transformers cache that holds the given tensors themselves: its constructor would copy them."""
+    cache = DynamicCache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache

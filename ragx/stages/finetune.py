@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ragx.artifacts import fingerprint, new_folder, write_text
+from ragx.artifacts import fingerprint, lock, new_folder, write_text
 from ragx.config import Config, Lora, dump_config
 from ragx.errors import ArtifactError, DataError
 from ragx.records import Example, Progress, no_progress
@@ -42,7 +42,6 @@ def finetune(
     Raises:
         RagxError: data, index, model or machine are at fault; checkpoints and the former model stay.
     """
-    from ragx.training import checkpoints
     from ragx.training.loop import train
 
     started = time.monotonic()
@@ -55,22 +54,17 @@ def finetune(
     if dry_run:
         return plan
     folder = config.run_dir / "training"
-    found = checkpoints.plan_of(folder / "checkpoints" / "last")
-    if resume and found is None:
-        log.warning("nothing to resume in %s; starting from the beginning", folder)
-    elif resume and found != plan["fingerprint"]:
-        raise ArtifactError(f"{folder}: its checkpoint belongs to another configuration or data; run: ragx finetune")
-    elif found is not None and not resume:
-        log.warning("starting over; the checkpoint that was in %s is gone", folder)
-    resume = resume and found is not None
-    write_text(config.run_dir / "config.yaml", dump_config(config))
-    if not resume:
+    with lock(config.run_dir / ".training.lock", "this model"):
+        going_on = _goes_on(config, plan, resume)
+        write_text(config.run_dir / "config.yaml", dump_config(config))
+        if not going_on:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            _warm_up(config, model, examples, dev, progress)
+        where = {"plan": plan["fingerprint"], "resume": going_on}
+        position = train(model, examples, dev, settings, folder, progress=progress, **where)
+        seconds = time.monotonic() - started
+        _write_model(config, model, plan, position.best_nll, seconds)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        _warm_up(config, model, examples, dev, progress)
-    position = train(model, examples, dev, settings, folder, plan=plan["fingerprint"], resume=resume, progress=progress)
-    seconds = time.monotonic() - started
-    _write_model(config, model, plan, position.best_nll, seconds)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return {
         "model": str(config.run_dir / "model"),
         "questions": len(examples),
@@ -80,6 +74,28 @@ def finetune(
         "prior": model.retriever.prior.values(),
         "seconds": round(seconds, 1),
     }
+
+
+def _goes_on(config: Config, plan: dict[str, Any], resume: bool) -> bool:
+    """Whether training goes on from a checkpoint.
+
+    Raises:
+        ArtifactError: the checkpoint was made for another configuration or other data.
+    """
+    from ragx.training import checkpoints
+
+    folder = config.run_dir / "training"
+    found = checkpoints.plan_of(folder / "checkpoints" / "last")
+    if not resume:
+        if found is not None:
+            log.warning("starting over; the checkpoint that was in %s is gone", folder)
+        return False
+    if found is None:
+        log.warning("nothing to resume in %s; starting from the beginning", folder)
+        return False
+    if found != plan["fingerprint"]:
+        raise ArtifactError(f"{folder}: its checkpoint belongs to another configuration or data; run: ragx finetune")
+    return True
 
 
 def _training_data(config: Config) -> tuple[list[Example], list[Example]]:

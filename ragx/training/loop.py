@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ragx.errors import RagxError
+from ragx.errors import ConfigError, RagxError
 from ragx.rag.model import Loss, RagModel
 from ragx.records import Example, Progress
 from ragx.training import checkpoints
@@ -227,9 +227,13 @@ def _optimizer(
 
 
 def _accelerator(model: RagModel, settings: TrainSettings, folder: Path) -> Accelerator:
-    accelerator = Accelerator(
-        cpu=model.generator.device.type == "cpu", log_with=settings.tracker, project_dir=str(folder)
-    )
+    on_cpu = model.generator.device.type == "cpu"
+    try:
+        accelerator = Accelerator(cpu=on_cpu, log_with=settings.tracker, project_dir=str(folder))
+    except ValueError as error:
+        raise ConfigError(f"finetune.tracker: {error}") from error
+    if settings.tracker and not accelerator.log_with:
+        raise ConfigError(f"finetune.tracker: {settings.tracker} is not installed; pip install {settings.tracker}")
     if accelerator.num_processes > 1:
         raise RagxError("finetune runs in one process for now; start it without torchrun or accelerate launch")
     if settings.tracker:

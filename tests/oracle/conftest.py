@@ -8,13 +8,27 @@ import pytest
 PROMPT = "{title} / {passage} // {question}"
 
 
+@pytest.fixture(autouse=True)
+def one_thread(request):
+    """Tiny matrices gain nothing from threads, and lose much where cores are shared."""
+    import torch
+
+    before = torch.get_num_threads()
+    if not request.node.get_closest_marker("slow"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def draw_text():
     """draw_text(random, low, high): between `low` and `high` words of one to six letters."""
 
     def draw(source: random.Random, low: int, high: int) -> str:
         letters = string.ascii_lowercase[:12]
-        return " ".join("".join(source.choices(letters, k=source.randint(1, 6))) for _ in range(source.randint(low, high)))
+        return " ".join(
+            "".join(source.choices(letters, k=source.randint(1, 6))) for _ in range(source.randint(low, high))
+        )
 
     return draw
 
@@ -27,7 +41,10 @@ def draw_passages(draw_text):
     def draw(source, rows, k):
         numbers = iter(range(rows * k))
         return [
-            [Passage(n := next(numbers), f"d{n}", draw_text(source, 1, 2), draw_text(source, 1, 12), f"d{n}#0") for _ in range(k)]
+            [
+                Passage(n := next(numbers), f"d{n}", draw_text(source, 1, 2), draw_text(source, 1, 12), f"d{n}#0")
+                for _ in range(k)
+            ]
             for _ in range(rows)
         ]
 
@@ -146,7 +163,9 @@ def draw_checkpoint(tiny_models, tmp_path, monkeypatch):
             questions = transformers.DPRQuestionEncoder(tower)
             writer = {"bart": bart, "t5": t5}[generator](source, tokenizers["generator"])
         config = transformers.RagConfig.from_question_encoder_generator_configs(tower, writer.config)
-        kind = {"sequence": transformers.RagSequenceForGeneration, "token": transformers.RagTokenForGeneration}[marginal]
+        kind = {"sequence": transformers.RagSequenceForGeneration, "token": transformers.RagTokenForGeneration}[
+            marginal
+        ]
         model = kind(config=config, question_encoder=questions, generator=writer).eval()
         folder = tmp_path / f"{generator}-{marginal}-{seed}"
         model.save_pretrained(folder)

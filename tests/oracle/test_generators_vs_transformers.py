@@ -141,7 +141,7 @@ def test_greedy_equals_generate(kind, batch, seed, open_generator, problem):
 
 
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "a", "b", "c"]
-WIDE = 64
+WIDE = 128
 
 
 def letter_tokenizer(begins, ends):
@@ -190,7 +190,7 @@ def letter_generator():
                 model.lm_head.bias.copy_(bias)
         cls = Seq2SeqGenerator if kind == "bart" else CausalGenerator
         tokenizer = letter_tokenizer(["<s>"] if kind == "bart" else [], ["</s>"] if kind == "bart" else [])
-        return cls(model.eval(), tokenizer, PromptSettings("{passage}{question}", None, 40), max_answer_tokens)
+        return cls(model.eval(), tokenizer, PromptSettings("{passage}{question} ", None, 40), max_answer_tokens)
 
     return make
 
@@ -213,32 +213,45 @@ def every_sequence(tokens, stop=2, alphabet=(4, 5, 6)):
 
 
 def scored(generator, pairs, sequences):
-    """log p of every token of every sequence [S, K, T] and the mask, by the model's own logits."""
+    """log p of every token of every sequence [S, K, T] and the mask, by the model's own logits, a passage at a time."""
     width = max(map(len, sequences))
-    table = torch.zeros((len(sequences), len(pairs), width))
-    mask = torch.zeros((len(sequences), 1, width), dtype=torch.bool)
-    for number, sequence in enumerate(sequences):
-        mask[number, 0, : len(sequence)] = True
-        for column, pair in enumerate(pairs):
-            table[number, column, : len(sequence)] = their_log_probs(generator, pair, list(sequence))
-    return table, mask
+    gold = torch.tensor([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences])
+    mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences]).bool()
+    columns = []
+    for question, passage in pairs:
+        prompt = torch.tensor([generator.template.ids(passage, question)]).expand(len(sequences), -1)
+        if isinstance(generator, Seq2SeqGenerator):
+            begin = torch.tensor([generator.decoder_prefix]).expand(len(sequences), -1)
+            given = torch.cat([begin, gold[:, :-1]], dim=-1)
+            logits = generator.model(input_ids=prompt, decoder_input_ids=given).logits[:, begin.shape[1] - 1 :]
+        else:
+            logits = generator.model(input_ids=torch.cat([prompt, gold], dim=-1)).logits[:, prompt.shape[1] - 1 : -1]
+        columns.append(torch.log_softmax(logits, dim=-1).gather(-1, gold.unsqueeze(-1)).squeeze(-1))
+    return torch.stack(columns, dim=1), mask.unsqueeze(1)
+
+
+def assert_all_found(beams, sequences, totals):
+    """The beams are all sequences, best first, with their log-probabilities; near ties may change places."""
+    assert {tuple(ids) for ids, _ in beams} == set(sequences)
+    exact = dict(zip(sequences, totals.tolist(), strict=True))
+    found = torch.tensor([score for _, score in beams])
+    torch.testing.assert_close(found, torch.tensor([exact[tuple(ids)] for ids, _ in beams]), **TOLERANCE)
+    assert (found.diff() <= 0).all()
 
 
 @pytest.mark.parametrize("kind", ["bart", "phi"])
 @pytest.mark.parametrize("seed", range(4))
 def test_beam_search_as_wide_as_the_space_is_exhaustive(kind, seed, letter_generator):
-    """Nine beams hold every unfinished answer of two letters, so nothing is ever cut off."""
+    """Of 40 possible answers 40 beams cut off none: all come back, in order."""
     generator = letter_generator(kind, seed)
     pairs = letter_problem(seed, 3, 1)
     with torch.no_grad():
-        found = beam_search(generator, generator.start(pairs), torch.zeros((3, 1)), 9)
+        found = beam_search(generator, generator.start(pairs), torch.zeros((3, 1)), 40)
         for pair, beams in zip(pairs, found, strict=True):
             sequences = every_sequence(3)
             table, mask = scored(generator, [pair], sequences)
             totals = torch.where(mask, table, 0.0).sum(-1)[:, 0]
-            order = totals.argsort(descending=True)[:9]
-            assert [tuple(ids) for ids, _ in beams] == [sequences[row] for row in order.tolist()]
-            torch.testing.assert_close(torch.tensor([score for _, score in beams]), totals[order], **TOLERANCE)
+            assert_all_found(beams, sequences, totals)
 
 
 @pytest.mark.parametrize("kind", ["bart", "phi"])
@@ -249,17 +262,15 @@ def test_token_decoding_is_exhaustive_search_of_the_marginal(kind, seed, letter_
     prior = log_prior(torch.randn((2, 3), generator=torch.Generator().manual_seed(seed)))
     with torch.no_grad():
         state = generator.start(pairs)
-        beams = beam_search(generator, state, prior, 9)
-        answers = decode(generator, state, prior, marginal="token", decoding="thorough", num_beams=9)
+        beams = beam_search(generator, state, prior, 40)
+        answers = decode(generator, state, prior, marginal="token", decoding="thorough", num_beams=40)
         for row in range(2):
             own = pairs[3 * row : 3 * row + 3]
             sequences = every_sequence(3)
             table, mask = scored(generator, own, sequences)
             totals = log_likelihood("token", prior[row].expand(len(sequences), 3), table, mask)
-            best = totals.argsort(descending=True)[:9]
-            assert [tuple(ids) for ids, _ in beams[row]] == [sequences[i] for i in best.tolist()]
-            torch.testing.assert_close(torch.tensor([s for _, s in beams[row]]), totals[best], **TOLERANCE)
-            assert answers[row].text == generator.text(sequences[int(best[0])])
+            assert_all_found(beams[row], sequences, totals)
+            assert answers[row].text == generator.text(sequences[int(totals.argmax())])
             table, mask = scored(generator, own, [generator.fitting_ids(answers[row].text)])
             wanted = log_likelihood("token", prior[row : row + 1], table, mask)
             assert answers[row].log_probability == pytest.approx(float(wanted), rel=1e-5, abs=2e-5)
@@ -274,7 +285,7 @@ def test_thorough_decoding_is_exhaustive_search_of_the_marginal(kind, seed, lett
     prior = log_prior(torch.randn((2, 3), generator=torch.Generator().manual_seed(seed)) * 2)
     with torch.no_grad():
         state = generator.start(pairs)
-        answers = decode(generator, state, prior, marginal="sequence", decoding="thorough", num_beams=28)
+        answers = decode(generator, state, prior, marginal="sequence", decoding="thorough", num_beams=40)
         for row in range(2):
             texts = ["".join(body) for length in range(4) for body in itertools.product("abc", repeat=length)]
             sequences = list(dict.fromkeys(tuple(generator.fitting_ids(text)) for text in texts))
@@ -284,7 +295,7 @@ def test_thorough_decoding_is_exhaustive_search_of_the_marginal(kind, seed, lett
             assert tuple(generator.fitting_ids(answers[row].text)) == sequences[int(totals.argmax())]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_beam_wider_than_the_vocabulary(seed, letter_generator):
     """Fewer continuations than beams is no reason to fail: the first step has one row of V tokens."""
     generator = letter_generator("bart", seed)

@@ -52,7 +52,9 @@ def test_weights_of_the_generator_equal_autograd(seed, name):
     mask = (torch.arange(6)[None] < torch.tensor([6, 3, 1])[:, None])[:, None].expand(3, 5, 6)
     log_likelihood(name, prior, log_probs, mask).sum().backward()
     fixed = log_probs.detach()
-    by_token = token_posterior(prior, fixed) if name == "token" else sequence_posterior(prior, fixed, mask).unsqueeze(-1)
+    by_token = (
+        token_posterior(prior, fixed) if name == "token" else sequence_posterior(prior, fixed, mask).unsqueeze(-1)
+    )
     torch.testing.assert_close(log_probs.grad, by_token * mask, rtol=1e-5, atol=1e-6)
 
 
@@ -176,7 +178,11 @@ def test_finite_difference_of_the_question_encoder(open_tiny):
     model = open_tiny("bart", "sequence", mode="dense", prior="corpus")
     _, expected = gradients(model)
     name = "retriever.question_encoder"
-    parts = [(p, expected[f"{name}.{n}"]) for n, p in model.retriever.question_encoder.named_parameters() if f"{name}.{n}" in expected]
+    parts = [
+        (p, expected[f"{name}.{n}"])
+        for n, p in model.retriever.question_encoder.named_parameters()
+        if f"{name}.{n}" in expected
+    ]
     norm = torch.cat([g.flatten() for _, g in parts]).norm()
     losses = []
     step = 1e-3  # a slope near 50: larger steps leave the tangent

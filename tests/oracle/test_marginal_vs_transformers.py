@@ -44,7 +44,12 @@ def their_nll(model, generator, questions, passages, scores, answers, prefix):
     pairs = [(passage, question) for question, row in zip(questions, passages, strict=True) for passage in row]
     contexts, mask = padded([generator.template.ids(*pair) for pair in pairs], pad)
     ids, _ = padded([[*prefix, *answer] for answer in answers], pad)
-    given = {"context_input_ids": contexts, "context_attention_mask": mask, "doc_scores": scores, "n_docs": scores.shape[1]}
+    given = {
+        "context_input_ids": contexts,
+        "context_attention_mask": mask,
+        "doc_scores": scores,
+        "n_docs": scores.shape[1],
+    }
     if type(model).__name__ == "RagSequenceForGeneration":
         return model(**given, decoder_input_ids=ids, labels=ids, exclude_bos_score=True).loss
     labels = ids.clone()
@@ -106,7 +111,9 @@ def test_same_gradient_towards_scores_and_generator(seed, kind, marginal, proble
             assert parameter.grad is None or not parameter.grad.any(), name
         else:
             limit = 1e-4 * max(1.0, float(expected.abs().max()))
-            torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=limit, msg=lambda t, n=name: f"{n}: {t}")
+            torch.testing.assert_close(
+                parameter.grad, expected, rtol=1e-4, atol=limit, msg=lambda t, n=name: f"{n}: {t}"
+            )
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,5 +1,6 @@
 """ragx.artifacts: inert text, fingerprints, atomic writes, manifests, locks."""
 
+import contextlib
 import errno
 import json
 import subprocess
@@ -31,7 +32,19 @@ KIND, REMEDY = "ragx thing", "ragx make"
     "character",
     [
         *("\x00", "\x07", "\x08", "\x1b", "\x7f", "\x85", "\x9b", "\x9d", "\r", "\x0b", "\x0c"),
-        *("\u061c", "\u200e", "\u200f", "\u202e", "\u2066", "\u2069", "\u2028", "\u2029", "\ufeff", "\U000e0041", "\ud800"),
+        *(
+            "\u061c",
+            "\u200e",
+            "\u200f",
+            "\u202e",
+            "\u2066",
+            "\u2069",
+            "\u2028",
+            "\u2029",
+            "\ufeff",
+            "\U000e0041",
+            "\ud800",
+        ),
     ],
     ids=lambda c: f"U+{ord(c):04X}",
 )
@@ -209,16 +222,10 @@ def test_manifest_that_is_none(thing, text):
 def test_no_flipped_byte_of_a_manifest_escapes_as_another_error(thing):
     path = thing / "manifest.json"
     whole = path.read_bytes()
-    escaped = set()
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        try:
+        with contextlib.suppress(ArtifactError):
             read_manifest(thing, KIND, REMEDY)
-        except ArtifactError:
-            pass
-        except Exception as error:
-            escaped.add(repr(error))
-    assert not escaped
 
 
 HOLDER = """
@@ -236,7 +243,10 @@ def test_lock_of_another_process_names_it_and_ends_with_it(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(ArtifactError, match=f"this index is being written by process {holder.pid} on"), lock(path, "this index"):
+        with (
+            pytest.raises(ArtifactError, match=f"this index is being written by process {holder.pid} on"),
+            lock(path, "this index"),
+        ):
             pass
         holder.kill()
     with lock(path, "this index"):

@@ -79,7 +79,7 @@ def test_not_utf8(tmp_path):
 @pytest.mark.parametrize("name", ["missing.yaml", ".", "ragx.yaml/below"])
 def test_no_file_there(tmp_path, name):
     (tmp_path / "ragx.yaml").write_text(LEAST)
-    with pytest.raises(ConfigError, match="no such file|is a folder|cannot be read|[Nn]ot a"):
+    with pytest.raises(ConfigError, match=r"no such file|is a folder|[Nn]ot a"):
         load_config(tmp_path / name)
 
 
@@ -203,7 +203,9 @@ def test_override_beats_the_file_and_the_last_one_wins(load):
     assert load(LEAST + "seed: 1\n", "seed=2", "seed=3").seed == 3
 
 
-@pytest.mark.parametrize("override", ["epochs", "=3", "a..b=1", "name.x=1", "passages.size=[", "passages.size={a: 1, a: 2}"])
+@pytest.mark.parametrize(
+    "override", ["epochs", "=3", "a..b=1", "name.x=1", "passages.size=[", "passages.size={a: 1, a: 2}"]
+)
 def test_override_that_cannot_be_read(load, override):
     (problem,) = problems(load, LEAST + "name: x\n", override)
     assert problem.startswith(f"--set {override}")
@@ -259,7 +261,26 @@ def test_dump_reads_back_equal(load):
 
 @pytest.mark.parametrize(
     "text",
-    ["1e-5", "-2E7", "1.", "no", "null", "~", "", "12:30", "true", "0x1F", "07", "1_000", " x ", "a: b", "# x", "\n", "é\u2028", "- a"],
+    [
+        "1e-5",
+        "-2E7",
+        "1.",
+        "no",
+        "null",
+        "~",
+        "",
+        "12:30",
+        "true",
+        "0x1F",
+        "07",
+        "1_000",
+        " x ",
+        "a: b",
+        "# x",
+        "\n",
+        "é\u2028",
+        "- a",
+    ],
 )
 def test_dump_keeps_text_text(load, text):
     config = load(LEAST + f"encoder: {{query_prefix: {json.dumps(text)}}}\n")

@@ -21,7 +21,7 @@ evaluation evaluation.metrics evaluation.significance evaluation.gates evaluatio
 samples stages.models stages.index stages.finetune stages.answer stages.project stages
 cli cli.common cli.init cli.check cli.index cli.finetune cli.ask cli.eval cli.main
 __init__ __main__
-""".split()
+""".split()  # noqa: SIM905 - it reads as the page does
 HOMES = {
     "faiss": ("index.",),
     "tantivy": ("index.",),
@@ -62,7 +62,9 @@ def imports(tree, nodes=None):
 
 
 def ours(names):
-    return [name.removeprefix("ragx.") if name != "ragx" else "__init__" for name in names if name.split(".")[0] == "ragx"]
+    return [
+        name.removeprefix("ragx.") if name != "ragx" else "__init__" for name in names if name.split(".")[0] == "ragx"
+    ]
 
 
 def is_at_home(module, homes):
@@ -75,7 +77,11 @@ def test_every_module_has_its_place():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_module_imports_only_what_stands_above_it(module):
-    below = [name for name in ours(imports(MODULES[module], MODULES[module].body)) if ORDER.index(name) >= ORDER.index(module)]
+    below = [
+        name
+        for name in ours(imports(MODULES[module], MODULES[module].body))
+        if ORDER.index(name) >= ORDER.index(module)
+    ]
     assert not below
 
 
@@ -119,6 +125,8 @@ def test_every_library_imported_is_a_declared_dependency():
     foreign = used - set(sys.stdlib_module_names) - {"ragx"}
     homes = packages_distributions()
     missing = [
-        name for name in sorted(foreign) if not declared & {d.lower().replace("_", "-") for d in homes.get(name, [name])}
+        name
+        for name in sorted(foreign)
+        if not declared & {d.lower().replace("_", "-") for d in homes.get(name, [name])}
     ]
     assert not missing

@@ -92,5 +92,7 @@ def test_gradient_towards_the_scores_is_prior_minus_posterior():
 def test_gradient_towards_the_tokens_is_the_posterior(marginal):
     tokens = TOKENS.clone().requires_grad_()
     log_likelihood(marginal, PRIOR, tokens, MASK).sum().backward()
-    expected = token_posterior(PRIOR, TOKENS) if marginal == "token" else sequence_posterior(PRIOR, TOKENS, MASK)[..., None]
+    expected = (
+        token_posterior(PRIOR, TOKENS) if marginal == "token" else sequence_posterior(PRIOR, TOKENS, MASK)[..., None]
+    )
     torch.testing.assert_close(tokens.grad, expected.expand_as(tokens), rtol=1e-5, atol=1e-6)

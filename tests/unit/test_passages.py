@@ -39,7 +39,9 @@ def test_pieces_keep_their_white_space():
 def test_pieces_are_substrings_and_cover_all_words(text, window):
     size, overlap = window
     words = [text[start:end] for start, end in word_spans(text)]
-    pieces = [[piece[start:end] for start, end in word_spans(piece)] for piece in split(text, size=size, overlap=overlap)]
+    pieces = [
+        [piece[start:end] for start, end in word_spans(piece)] for piece in split(text, size=size, overlap=overlap)
+    ]
     assert all(piece in text for piece in split(text, size=size, overlap=overlap))
     assert [word for n, piece in enumerate(pieces) for word in piece[overlap if n else 0 :]] == words
     assert all(len(piece) == size for piece in pieces[:-1])

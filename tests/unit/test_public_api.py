@@ -18,7 +18,13 @@ def test_five_calls():
 
 @pytest.mark.parametrize(
     ("name", "first"),
-    [("load_config", "path"), ("build_index", "config"), ("finetune", "config"), ("ask", "config"), ("evaluate", "config")],
+    [
+        ("load_config", "path"),
+        ("build_index", "config"),
+        ("finetune", "config"),
+        ("ask", "config"),
+        ("evaluate", "config"),
+    ],
 )
 def test_first_argument_and_only_keywords_after_the_second(name, first):
     parameters = list(inspect.signature(getattr(ragx, name)).parameters.values())
@@ -33,22 +39,39 @@ def loaded_after(code):
     return done.stdout.splitlines()[-1].split()
 
 
+COMMAND = """
+import contextlib, sys
+sys.argv = ["ragx", *{arguments!r}]
+from ragx.cli.main import run
+with contextlib.suppress(SystemExit):
+    run()
+"""
+
+
 def test_import_loads_nothing_heavy():
     assert loaded_after("import ragx") == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["--version", "--json"], ["finetune", "--help"], ["ask", "-c", "none.yaml", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["--version", "--json"], ["finetune", "--help"], ["ask", "-c", "none.yaml", "x"]],
+)
 def test_command_line_loads_nothing_heavy_before_it_must(arguments):
-    code = f"import sys\nsys.argv = ['ragx', *{arguments!r}]\nfrom ragx.cli.main import run\ntry:\n    run()\nexcept SystemExit:\n    pass"
-    assert loaded_after(code) == []
+    assert loaded_after(COMMAND.format(arguments=arguments)) == []
+
+
+STATE = """
+import logging, os, warnings
+def state():
+    return dict(os.environ), logging.getLogger().handlers[:], warnings.filters[:]
+before = state()
+import ragx
+print(state() == before)
+"""
 
 
 def test_import_changes_no_state():
-    code = (
-        "import logging, os, warnings\nbefore = dict(os.environ), logging.getLogger().handlers[:], warnings.filters[:]\n"
-        "import ragx\nprint(before == (dict(os.environ), logging.getLogger().handlers[:], warnings.filters[:]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", STATE], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 

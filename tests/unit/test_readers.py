@@ -82,7 +82,7 @@ def test_file_whose_name_looks_like_a_glob(file):
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "nothing*.txt", "x" * 300])
 def test_path_that_is_not_there(tmp_path, name):
-    with pytest.raises(DataError, match="corpus.paths"):
+    with pytest.raises(DataError, match=r"corpus\.paths"):
         read(tmp_path / name)
 
 

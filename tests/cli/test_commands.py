@@ -1,0 +1,238 @@
+"""Each command on tiny models: what exactly is on stdout, the shape of --json, exit codes."""
+
+import io
+import json
+import re
+
+import pytest
+
+
+def lines(text):
+    return text.splitlines()
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_init(cli, tmp_path, monkeypatch, sample):
+    monkeypatch.chdir(tmp_path)
+    done = cli("init", "demo", *(["--sample"] if sample else []))
+    assert (done.code, done.err) == (0, "")
+    assert lines(done.out) == ["wrote demo/ragx.yaml", *(["wrote demo/saltmere"] if sample else [])]
+    assert not list(tmp_path.rglob("*.py")) + list(tmp_path.rglob("__pycache__"))
+
+
+def test_init_as_json(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(cli("init", "--json").out) == {"written": ["ragx.yaml"]}
+
+
+def test_init_overwrites_nothing(cli, tmp_path):
+    (tmp_path / "ragx.yaml").write_text("mine")
+    done = cli("init", tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"ragx: {tmp_path}/ragx.yaml: is already there; ragx init overwrites nothing\n"
+    assert (tmp_path / "ragx.yaml").read_text() == "mine"
+
+
+def test_check_of_the_sample(cli, tmp_path):
+    cli("init", tmp_path, "--sample")
+    done = cli("check", "-c", tmp_path / "ragx.yaml", "--json")
+    assert (done.code, done.err) == (0, "")
+    found = json.loads(done.out)
+    assert list(found["splits"]) == ["train", "dev", "test"]
+    assert all(not split["unknown_gold_documents"] and not split["repeated"] for split in found["splits"].values())
+
+
+def test_check(cli, tiny_config):
+    done = cli("check", "-c", tiny_config())
+    assert (done.code, done.err) == (0, "")
+    found = lines(done.out)
+    assert found[:4] == [
+        "corpus: 12 documents, 205 words, 24 passages",
+        "train: 12 questions; 100% have an answer that stands in the corpus (the ceiling of em)",
+        "dev: 4 questions; 100% have an answer that stands in the corpus (the ceiling of em)",
+        "test: 4 questions; 100% have an answer that stands in the corpus (the ceiling of em)",
+    ]
+    assert re.fullmatch(r"index: about 0\.\d MB, \d+ MB free on the disk", found[4])
+
+
+def test_check_tells_leakage_and_unknown_documents(cli, tiny_config, tiny_corpus):
+    extra = '{"question": "who LIGHTS the kiln", "answers": ["nobody at all"], "doc_ids": ["gone"]}\n'
+    tiny_corpus.test.write_text(tiny_corpus.test.read_text() + extra)
+    done = cli("check", "-c", tiny_config())
+    assert "  gold documents not in the corpus: gone" in lines(done.out)
+    assert "  1 questions also stand in train" in lines(done.out)
+    assert "test: 5 questions; 80% have an answer that stands in the corpus (the ceiling of em)" in lines(done.out)
+
+
+def test_index(cli, tiny_config, tmp_path):
+    done = cli("index", "-c", tiny_config())
+    assert done.code == 0
+    assert re.fullmatch(
+        rf"{tmp_path}/runs/tiny/index/v1: 24 passages of 12 documents, "
+        r"flat index of 32 dimensions, lexical: bm25, 0\.\d MB\n",
+        done.out,
+    )
+    assert "encoding passages: 24/24" in done.err
+
+
+def test_index_quiet_says_only_the_result(cli, tiny_config):
+    assert cli("index", "-q", "-c", tiny_config()).err == ""
+
+
+def test_index_again_changes_nothing(cli, indexed, standing):
+    config, before = indexed(), standing()
+    done = cli("index", "-c", config)
+    assert done.code == 0
+    assert "up to date" in done.err
+    assert standing() == before
+
+
+def test_index_stats_as_json(cli, indexed, tmp_path):
+    found = json.loads(cli("index", "--stats", "--json", "-c", indexed()).out)
+    assert found.pop("bytes") > 10_000
+    fingerprints = found.pop("fingerprints")
+    assert found == {
+        "folder": f"{tmp_path}/runs/tiny/index/v1",
+        "documents": 12,
+        "passages": 24,
+        "dimension": 32,
+        "kind": "flat",
+        "lexical": "bm25",
+    }
+    assert list(fingerprints) == ["index", "corpus", "chunking", "encoder"]
+    assert all(re.fullmatch("[0-9a-f]{16}", value) for value in fingerprints.values())
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+@pytest.mark.parametrize("generator", ["causal_chat", "bart"])
+def test_ask_as_json(cli, indexed, generator, mode):
+    done = cli("ask", "Who lights the kiln?", "--json", "-c", indexed(generator, retrieval={"mode": mode}))
+    assert (done.code, done.err) == (0, "")
+    (line,) = lines(done.out)
+    found = json.loads(line)
+    assert list(found) == ["question", "answer", "confidence", "passages"]
+    assert found["question"] == "Who lights the kiln?"
+    assert 0 <= found["confidence"] <= 1
+    assert [list(p) for p in found["passages"]] == [
+        ["id", "document_id", "title", "text", "score", "prior", "posterior"]
+    ] * 2
+    assert sum(p["prior"] for p in found["passages"]) == pytest.approx(1, abs=1e-5)
+    assert sum(p["posterior"] for p in found["passages"]) == pytest.approx(1, abs=1e-5)
+    assert found["passages"][0]["score"] >= found["passages"][1]["score"]
+    if mode != "dense":
+        assert found["passages"][0]["document_id"] == "kiln"
+
+
+def test_ask_prints_one_line_and_shows_passages_on_stderr(cli, indexed):
+    config = indexed()
+    done = cli("ask", "Who lights the kiln?", "-c", config)
+    assert done.code == 0
+    assert len(lines(done.out)) == 1
+    assert "kiln#0" in done.err
+    quiet = cli("ask", "Who lights the kiln?", "-q", "-c", config)
+    assert (quiet.out, quiet.err) == (done.out, "")
+
+
+def test_piped_questions_one_answer_a_line(cli, indexed):
+    config = indexed()
+    questions = ["Who lights the kiln?", "", "What is the dog called?", *["When does the train run?"] * 9]
+    done = cli("ask", "-c", config, stdin="\n".join(questions) + "\n")
+    assert (done.code, done.err) == (0, "")
+    answers = done.out.removesuffix("\n").split("\n")
+    assert len(answers) == len(questions)
+    assert answers[1] == ""
+    assert len(set(answers[3:])) == 1
+    assert answers[0] == cli("ask", questions[0], "-q", "-c", config).out.removesuffix("\n")
+
+
+def test_piped_questions_as_json(cli, indexed):
+    done = cli("ask", "--json", "-c", indexed(), stdin="Who lights the kiln?\n\nWhat is the dog called?")
+    assert [json.loads(line)["question"] for line in lines(done.out)] == [
+        "Who lights the kiln?",
+        "What is the dog called?",
+    ]
+
+
+@pytest.mark.parametrize("stdin", ["", "\n"])
+def test_nothing_piped(cli, indexed, stdin):
+    done = cli("ask", "-c", indexed(), stdin=stdin)
+    assert (done.code, done.out.strip()) == (0, "")
+
+
+def test_conversation(cli, indexed, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    config = indexed()
+    monkeypatch.setattr("sys.stdin", Terminal("Who lights the kiln?\n:why\n:what\n\n:quit\nnever asked\n"))
+    done = cli("ask", "-c", config)
+    assert done.code == 0
+    assert done.err.count("kiln#0") == 2
+    assert done.err.count(":quit to leave") == 2
+
+
+def test_finetune_dry_run_trains_nothing(cli, indexed, standing):
+    config, before = indexed(), standing()
+    done = cli("finetune", "--dry-run", "-c", config)
+    assert done.code == 0
+    (line,) = lines(done.out)
+    assert "on 12 questions with 2 passages each: 1 epochs, 3 steps of 4 questions in float32, 4 dev questions" in line
+    assert standing() == before
+
+
+@pytest.mark.parametrize("generator", ["causal_chat", "t5"])
+def test_finetune_then_eval_compares_with_the_base(cli, indexed, tmp_path, generator):
+    config = indexed(generator)
+    before = json.loads(cli("eval", "--model", "base", "--json", "-c", config).out)
+    done = cli("finetune", "--json", "-c", config)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert (found["questions"], found["steps"], found["model"]) == (12, 3, f"{tmp_path}/runs/tiny/model")
+    assert set(found["prior"]) == {"temperature", "lexical_weight"}
+    report = tmp_path / "runs/tiny/eval/test.base.report.json"
+    done = cli("eval", "--json", "--baseline", report, "-c", config)
+    assert done.code == 0, done.err
+    after = json.loads(done.out)
+    assert (before["model"], after["model"]) == ("base", "tuned")
+    assert set(after["differences"]) == {"em", "f1", "recall@2", "nll"}
+    shown = cli("eval", "--baseline", report, "-c", config)
+    assert shown.code == 0
+    assert "difference" in shown.out
+
+
+def test_eval_as_json(cli, indexed, tmp_path):
+    done = cli("eval", "--json", "-q", "-c", indexed(eval={"gates": {"recall@2": ">= 0.0"}}))
+    assert (done.code, done.err) == (0, "")
+    (line,) = lines(done.out)
+    found = json.loads(line)
+    assert (found["split"], found["model"], found["n"]) == ("test", "base", 4)
+    assert list(found["metrics"]) == ["em", "f1", "recall@2", "nll"]
+    assert all(list(metric) == ["value", "low", "high"] for metric in found["metrics"].values())
+    assert all(0 <= metric["low"] <= metric["high"] <= 1 for name, metric in found["metrics"].items() if name != "nll")
+    assert found["gates"] == [{"metric": "recall@2", "rule": ">= 0.0", "value": 1.0, "passed": True}]
+    assert {"ragx", "config", "index", "generator", "tuning", "data", "seed"} <= set(found["signature"])
+    written = json.loads((tmp_path / "runs/tiny/eval/test.base.report.json").read_text())
+    assert written == found
+
+
+@pytest.mark.parametrize(("split", "n"), [("train", 12), ("dev", 4)])
+def test_eval_of_another_split(cli, indexed, split, n):
+    found = json.loads(cli("eval", "--json", "--split", split, "-c", indexed()).out)
+    assert (found["split"], found["n"]) == (split, n)
+
+
+def test_eval_table(cli, indexed):
+    done = cli("eval", "-c", indexed(eval={"gates": {"nll": "< 99"}}))
+    assert done.code == 0
+    assert "recall@2" in done.out
+    assert re.search(r"^gate passed: nll < 99 \(is \d\.\d{3}\)$", done.out, re.M)
+    assert "answering: 4/4" in done.err
+
+
+def test_failed_gate_is_code_1_and_the_report_is_written(cli, indexed, tmp_path):
+    done = cli("eval", "-c", indexed(eval={"gates": {"em": "> 0.99"}}))
+    assert done.code == 1
+    assert "gate FAILED: em > 0.99 (is 0.000)" in lines(done.out)
+    assert "Traceback" not in done.err
+    assert (tmp_path / "runs/tiny/eval/test.base.report.json").is_file()

@@ -1,0 +1,145 @@
+"""SIGKILL at any moment: a resumed training equals an uninterrupted one, and an index is the old one or the new one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ragx import ask, build_index, finetune, load_config
+from ragx.index.encoder import Encoder
+from ragx.stages.models import open_index
+
+TRAINING = {
+    "epochs": 12,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "checkpoint_steps": 1,
+    "patience": 100,
+    "learning_rate": 5e-3,
+    "retriever_learning_rate": 1e-3,
+    "warmup_epochs": 2,
+}
+
+
+def lines_of(path):
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def model_files(run):
+    """Every file of the model but those that say when and where it was made."""
+    found = {p.relative_to(run).as_posix(): p.read_bytes() for p in sorted((run / "model").rglob("*")) if p.is_file()}
+    return {name: data for name, data in found.items() if not name.endswith(("manifest.json", "README.md"))}
+
+
+@pytest.mark.parametrize(("kind", "lora"), [("causal", {"rank": 4, "alpha": 8, "dropout": 0.1}), ("bart", False)])
+def test_resumed_training_equals_an_uninterrupted_one(kind, lora, tiny_config, tmp_path, ragx, kill_when):
+    """Twice killed, at different steps; LoRA with dropout, so that the random state counts."""
+    path = tiny_config(kind, finetune={**TRAINING, "lora": lora})
+    killed = load_config(path, [f"output_dir={tmp_path / 'killed'}"])
+    whole = load_config(path, [f"output_dir={tmp_path / 'whole'}"])
+    for config in (killed, whole):
+        build_index(config)
+    metrics = killed.run_dir / "training" / "metrics.jsonl"
+    last = killed.run_dir / "training" / "checkpoints" / "last" / "manifest.json"
+    arguments = ["finetune", "-c", path, "--set", f"output_dir={tmp_path / 'killed'}"]
+    kill_when(lambda: len(lines_of(metrics)) >= 5 and last.is_file(), *arguments)
+    first_stop = len(lines_of(metrics))
+    assert not (killed.run_dir / "model").exists()
+    kill_when(lambda: len(lines_of(metrics)) >= first_stop + 5, *arguments, "--resume")
+    assert not (killed.run_dir / "model").exists()
+    ragx(*arguments, "--resume")
+    ragx("finetune", "-c", path, "--set", f"output_dir={tmp_path / 'whole'}")
+    assert lines_of(metrics) == lines_of(whole.run_dir / "training" / "metrics.jsonl")
+    assert len(lines_of(metrics)) == 36 + 12
+    one, two = model_files(killed.run_dir), model_files(whole.run_dir)
+    assert one.keys() == two.keys() and any(name.endswith(".safetensors") for name in one)
+    assert [name for name in one if one[name] != two[name]] == []
+    facts = [json.loads((c.run_dir / "model" / "manifest.json").read_text(encoding="utf-8")) for c in (killed, whole)]
+    assert facts[0] == facts[1] or {k: v for k, v in facts[0].items() if k != "files"} == {
+        k: v for k, v in facts[1].items() if k != "files"
+    }
+
+
+def test_resume_refuses_another_plan_and_keeps_the_checkpoint(tiny_config, kill_when, tmp_path):
+    path = tiny_config("t5", finetune=TRAINING)
+    config = load_config(path)
+    build_index(config)
+    last = config.run_dir / "training" / "checkpoints" / "last" / "manifest.json"
+    kill_when(last.is_file, "finetune", "-c", path)
+    from ragx.errors import ArtifactError
+
+    with pytest.raises(ArtifactError, match="another configuration"):
+        finetune(load_config(path, ["finetune.learning_rate=1e-3"]), resume=True)
+    assert last.is_file()
+
+
+@pytest.fixture
+def long_corpus(tmp_path):
+    """Three hundred documents of three hundred words: some seconds of work for a tiny encoder, one shard at a time."""
+    words = "kiln clay wheel glaze river market dog school train bread song museum".split()
+    rows = [
+        {"id": f"d{n}", "title": f"Paper {n}", "text": " ".join(words[(n * i) % 12] + str(i % 7) for i in range(300))}
+        for n in range(300)
+    ]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def contents(config):
+    index = open_index(config)
+    return index.all_vectors(), index.all_passages()
+
+
+def test_interrupted_index_goes_on_and_equals_an_uninterrupted_one(
+    long_corpus, tiny_config, tmp_path, kill_when, monkeypatch
+):
+    path = tiny_config(corpus={"paths": [str(long_corpus)]}, passages={"size": 60}, index={"shard_size": 4})
+    killed = load_config(path, [f"output_dir={tmp_path / 'killed'}"])
+    building = killed.run_dir / "index" / ".building"
+    kill_when(
+        lambda: len(list(building.glob("shard-*.npy"))) >= 5,
+        *("index", "-c", path, "--set", f"output_dir={tmp_path / 'killed'}"),
+    )
+    made = len(list(building.glob("shard-*.npy")))
+    assert 5 <= made < 375 and not (killed.run_dir / "index" / "CURRENT").exists()
+
+    calls = []
+    own = Encoder.encode_passages
+
+    def counted(self, passages, **options):
+        calls.append(len(passages))
+        return own(self, passages, **options)
+
+    monkeypatch.setattr(Encoder, "encode_passages", counted)
+    assert build_index(killed)["passages"] == 1500
+    assert len(calls) == 375 - made
+    assert not building.exists()
+    monkeypatch.undo()
+    whole = load_config(path, [f"output_dir={tmp_path / 'whole'}"])
+    build_index(whole)
+    (vectors, passages), (expected_vectors, expected_passages) = contents(killed), contents(whole)
+    assert np.array_equal(vectors, expected_vectors)
+    assert passages == expected_passages
+    question = "kiln3 wheel5"
+    ours, theirs = (open_index(c).candidates(None, [question], "lexical", 20) for c in (killed, whole))
+    assert np.array_equal(ours.ids, theirs.ids) and np.array_equal(ours.lexical, theirs.lexical)
+
+
+def test_killed_build_leaves_the_old_generation_usable(long_corpus, tiny_config, kill_when):
+    path = tiny_config(corpus={"paths": [str(long_corpus)]}, passages={"size": 100}, index={"shard_size": 4})
+    old = load_config(path)
+    build_index(old)
+    vectors, passages = contents(old)
+    answer = ask(old, "kiln3 wheel5")
+    index = old.run_dir / "index"
+    change = ("--set", "passages.size=60")
+    kill_when(lambda: len(list((index / ".building").glob("shard-*.npy"))) >= 3, "index", "-c", path, *change)
+    assert (index / "CURRENT").read_text(encoding="utf-8").strip() == "v1"
+    again, found = contents(old)
+    assert np.array_equal(again, vectors) and found == passages
+    assert ask(old, "kiln3 wheel5") == answer
+    new = load_config(path, [change[1]])
+    assert build_index(new)["passages"] == 1500
+    assert (index / "CURRENT").read_text(encoding="utf-8").strip() == "v2"
+    assert ask(new, "kiln3 wheel5").hits
