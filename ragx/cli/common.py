@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from ragx import records
-from ragx.artifacts import untrusted
+from ragx.artifacts import untrusted, untrusted_json
 
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration file.")]
 Overrides = Annotated[
@@ -110,4 +110,4 @@ def _plain_lines() -> records.Progress:
 
 def print_json(value: Any) -> None:
     """One JSON object on one line of stdout; NaN is refused."""
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    typer.echo(untrusted_json(json.dumps(value, ensure_ascii=False, allow_nan=False)))

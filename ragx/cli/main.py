@@ -1,12 +1,16 @@
 """The entry point: subcommands, and the only place that turns errors into exit codes."""
 
 import errno
+import functools
 import json
+import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -19,7 +23,26 @@ from ragx.cli.index import index
 from ragx.cli.init import init
 from ragx.errors import RagxError
 
-INPUT, BUG, INTERRUPTED, TERMINATED = 2, 70, 130, 143
+INPUT, BUG, INTERRUPTED, CLOSED_PIPE, TERMINATED = 2, 70, 130, 141, 143
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""The base of what typer says about a wrong command line; it has no public name."""
+
+
+class _CarriedError(Exception):
+    """Brings an error past typer, which would end with exit code 1 or say nothing; the error is its cause."""
+
+
+def _carrying(command: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(command)
+    def carried(*args: object, **options: object) -> None:
+        try:
+            command(*args, **options)
+        except (KeyboardInterrupt, EOFError, OSError) as error:
+            raise _CarriedError from error
+
+    return carried
+
 
 app = typer.Typer(
     name="ragx",
@@ -30,12 +53,12 @@ app = typer.Typer(
     help="Carry a pretrained RAG model over to your own documents.",
     epilog="A first run:  ragx init demo --sample  &&  cd demo  &&  ragx index  &&  ragx ask 'Who winds the bow door?'",
 )
-app.command()(init)
-app.command()(check)
-app.command()(index)
-app.command()(finetune)
-app.command()(ask)
-app.command("eval")(evaluate)
+app.command()(_carrying(init))
+app.command()(_carrying(check))
+app.command()(_carrying(index))
+app.command()(_carrying(finetune))
+app.command()(_carrying(ask))
+app.command("eval")(_carrying(evaluate))
 
 
 @app.callback(invoke_without_command=True)
@@ -55,21 +78,41 @@ def run() -> NoReturn:
     """Run the command line. 0 done, 1 a gate failed, 2 input or machine, 70 a bug, 130 and 143 interrupted."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        app()
+        code = app(standalone_mode=False, prog_name="ragx")
+        sys.stdout.flush()
+    except UsageError as error:
+        _fail(f"{error.format_message()} See: ragx --help")
     except RagxError as error:
         _fail(str(error))
     except MemoryError:
         _fail("out of memory; lower finetune.micro_batch_size, eval.batch_size or encoder.batch_size")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT, errno.EIO):
-            _bug()
-        place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror}; nothing that stood there was changed: make room or permit it, then run again")
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from here (finetune: with --resume)", INTERRUPTED)
+    except _CarriedError as carried:
+        _outside(carried.__cause__)
+    except (KeyboardInterrupt, typer.Abort):
+        _interrupted()
     except Exception:  # noqa: BLE001 - the boundary: a bug must not look like a failed gate
         _bug()
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _outside(error: BaseException | None) -> NoReturn:
+    """Ctrl-C, a closed pipe, or a disk that failed us; anything else is a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        _interrupted()
+    if not isinstance(error, OSError):
+        _bug()
+    if error.errno == errno.EPIPE:
+        with suppress(OSError, ValueError):  # else Python complains when it flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED_PIPE)
+    if error.errno not in DISK:
+        _bug()
+    place = f"{error.filename}: " if error.filename else ""
+    _fail(f"{place}{error.strerror}; nothing that stood there was changed: make room or permit it, then run again")
+
+
+def _interrupted() -> NoReturn:
+    _fail("interrupted; the same command goes on from here (finetune: with --resume)", INTERRUPTED)
 
 
 def _fail(message: str, code: int = INPUT) -> NoReturn:

@@ -56,4 +56,8 @@ def _example(record: dict[str, Any], default_id: str) -> Example | str:
     if not isinstance(doc_ids, list) or not all(isinstance(item, str | int) for item in doc_ids):
         return "'doc_ids' must be a list of document ids"
     identity = str(record.get("id", default_id))
+    try:
+        "".join([identity, question, *answers, *map(str, doc_ids)]).encode()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is no text"
     return Example(identity, question.strip(), tuple(a.strip() for a in answers), tuple(map(str, doc_ids)))

@@ -5,6 +5,7 @@ import glob
 import gzip
 import json
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
             yield file
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start} of a block); convert it") from None
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error})") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
@@ -56,23 +57,31 @@ def corpus_files(paths: Iterable[str]) -> list[tuple[Path, str]]:
     """
     found: dict[Path, str] = {}
     for text in paths:
-        path = Path(text)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and _reader_of(p) and p.name[0] != ".")
-            found.update((p, p.relative_to(path).as_posix()) for p in inside)
-        elif glob.has_magic(text):
-            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute patterns
-            root = Path(*_plain_parts(path))
-            found.update((p, p.relative_to(root).as_posix()) for p in matches if p.is_file() and _reader_of(p))
-        elif not path.exists():
-            raise DataError(f"{path}: no such file or folder; set corpus.paths")
-        elif not _reader_of(path):
-            raise DataError(f"{path}: unknown format; ragx reads {', '.join(sorted(_READERS))}, each also .gz")
-        else:
-            found[path] = path.name
-        if not found:
+        files = _files_of(Path(text), text)
+        if not files:
             raise DataError(f"{text}: no file that ragx can read; set corpus.paths")
+        found.update(files)
     return list(found.items())
+
+
+def _files_of(path: Path, text: str) -> dict[Path, str]:
+    """The files of one path, folder or glob, with their names."""
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise DataError(f"{text[:80]}: {error.strerror}; set corpus.paths") from error
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and _reader_of(p) and p.name[0] != ".")
+        return {p: p.relative_to(path).as_posix() for p in inside}
+    if exists:
+        if not _reader_of(path):
+            raise DataError(f"{path}: unknown format; ragx reads {', '.join(sorted(_READERS))}, each also .gz")
+        return {path: path.name}
+    if not glob.has_magic(text):
+        raise DataError(f"{path}: no such file or folder; set corpus.paths")
+    matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute patterns
+    root = Path(*_plain_parts(path))
+    return {p: p.relative_to(root).as_posix() for p in matches if p.is_file() and _reader_of(p)}
 
 
 def _plain_parts(path: Path) -> list[str]:
@@ -142,7 +151,7 @@ def read_json_lines(file: TextIO, path: Path) -> Iterator[tuple[str, dict[str, A
             continue
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             yield place, f"invalid JSON ({error})"
             continue
         yield place, value if isinstance(value, dict) else f"expected an object, found {type(value).__name__}"
@@ -160,15 +169,19 @@ def _table(file: TextIO, path: Path, name: str, fields: Fields) -> Iterator[Docu
     csv.field_size_limit(MAX_FIELD)
     delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
     rows = csv.DictReader(file, delimiter=delimiter, strict=True)
-    try:
-        for row in rows:
-            place = f"{path}:{rows.line_num}"
-            if None in row or None in row.values():
-                yield f"{place}: {len(rows.fieldnames or ())} columns in the header, another number in this row"
-            else:
-                yield _document(row, place, fields)
-    except csv.Error as error:
-        yield f"{path}:{rows.line_num + 1}: broken table ({error})"
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield f"{path}:{rows.reader.line_num}: broken table ({error})"
+            continue
+        place = f"{path}:{rows.line_num}"
+        if None in row or None in row.values():
+            yield f"{place}: {len(rows.fieldnames or ())} columns in the header, another number in this row"
+        else:
+            yield _document(row, place, fields)
 
 
 def _document(record: dict[str, Any], place: str, fields: Fields) -> Document | str:
@@ -181,7 +194,7 @@ def _document(record: dict[str, Any], place: str, fields: Fields) -> Document | 
     if not isinstance(record[fields.id], str | int) or record[fields.id] == "":
         return f"{place}: {fields.id!r} must be text or a whole number"
     try:
-        (title + text).encode()
+        f"{record[fields.id]}{title}{text}".encode()
     except UnicodeEncodeError:
         return f"{place}: holds half of a surrogate pair, which is no text"
     return Document(str(record[fields.id]), title, text, place)

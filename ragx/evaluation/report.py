@@ -117,7 +117,7 @@ def read_predictions(report: Path) -> tuple[Prediction, ...]:
     if not report.name.endswith(".report.json") or not path.is_file():
         raise ArtifactError(f"{report}: expected a SPLIT.MODEL.report.json with its .predictions.jsonl beside it")
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
         return tuple(
             Prediction(**{**r, "answers": tuple(r["answers"]), "retrieved": tuple(r["retrieved"])}) for r in records
         )
@@ -152,4 +152,4 @@ def _markdown(report: Report) -> str:
 def _inline(text: str) -> str:
     """Untrusted text as inert Markdown on one line."""
     flat = " ".join(untrusted(text).split())
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-!|&" else c for c in flat) or "(nothing)"
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-!|&~" else c for c in flat) or "(nothing)"

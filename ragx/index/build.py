@@ -5,6 +5,7 @@ index/v1, v2 ...   passages.sqlite, vectors.faiss, lexical/, manifest.json
 index/CURRENT      the name of the generation in use
 """
 
+import io
 import json
 import shutil
 import sqlite3
@@ -152,8 +153,9 @@ def _encode_shards(
                 batch = read_passages(connection, first, shard_size)
                 vectors = encoder.encode_passages(batch, batch_size=batch_size, dtype=dtype)
                 beside = path.with_suffix(".tmp")
-                with beside.open("wb") as file:
-                    np.save(file, vectors, allow_pickle=False)
+                content = io.BytesIO()  # np.save to a file would not tell a full disk from a bug
+                np.save(content, vectors, allow_pickle=False)
+                beside.write_bytes(content.getbuffer())
                 beside.replace(path)
             shards.append(path)
             progress("encoding passages", min(first + shard_size, count), count)

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder
 
 from ragx.errors import ArtifactError, RagxError
-from ragx.models import model_fingerprint, read_model_config, require_weights
+from ragx.models import model_fingerprint, read_model_config, require_tokenizer, require_weights
 from ragx.records import Passage
 
 Vectors = NDArray[np.float32]
@@ -131,8 +132,12 @@ class Encoder:
     def save(self, folder: Path) -> None:
         """Write the encoder as a sentence-transformers folder, which `Encoder` opens again."""
         self.tokenizer.split_special_tokens = False
-        self.module.save_pretrained(str(folder), create_model_card=False)
-        self.tokenizer.split_special_tokens = True
+        try:
+            self.module.save_pretrained(str(folder), create_model_card=False)
+        except SafetensorError as error:
+            raise RagxError(f"{folder}: cannot be written ({error}); is the disk full?") from error
+        finally:
+            self.tokenizer.split_special_tokens = True
 
 
 def _to(value: object, device: str) -> object:
@@ -166,6 +171,7 @@ def _load(folder: Path, settings: EncoderSettings, device: str, allow_pickle: bo
     if not own_modules:
         kind = read_model_config(folder).get("model_type")
         require_weights(folder, allow_pickle)
+        require_tokenizer(folder)
         if kind == "dpr":
             return _load_dpr(folder, device, allow_pickle)
     try:
@@ -179,5 +185,5 @@ def _load(folder: Path, settings: EncoderSettings, device: str, allow_pickle: bo
         normalize = own_normalize if settings.normalize is None else settings.normalize
         parts = [transformer, pooling, *([Normalize()] if normalize else [])]
         return SentenceTransformer(modules=parts, device=device)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ArtifactError(f"{folder}: cannot be loaded as a text encoder ({error})") from error

@@ -14,6 +14,7 @@ from typing import Any
 
 import peft
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -26,8 +27,8 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from ragx.errors import ArtifactError
-from ragx.models import require_weights
+from ragx.errors import ArtifactError, RagxError
+from ragx.models import require_tokenizer, require_weights
 from ragx.rag.prompts import PromptSettings, PromptTemplate, special_ids
 from ragx.records import Passage
 
@@ -129,7 +130,10 @@ class Generator(ABC):
     def save(self, folder: Path) -> None:
         """Write the adapter, where there is one, else the whole generator with its tokenizer."""
         wrapper: Any = self.model
-        wrapper.save_pretrained(folder)
+        try:
+            wrapper.save_pretrained(folder)
+        except SafetensorError as error:
+            raise RagxError(f"{folder}: cannot be written ({error}); is the disk full?") from error
         if wrapper is self.base:
             self.tokenizer.save_pretrained(folder)
 
@@ -322,6 +326,7 @@ def load_generator(
         ArtifactError: the folder holds none, its architecture is unsupported, or its context is too short.
     """
     require_weights(folder, allow_pickle)
+    require_tokenizer(folder)
     source = {"trust_remote_code": False, "local_files_only": True}
     try:
         config = AutoConfig.from_pretrained(folder, **source)
@@ -329,7 +334,7 @@ def load_generator(
         model = auto.from_pretrained(folder, dtype=dtype, use_safetensors=not allow_pickle, **source)
         tokenizer = AutoTokenizer.from_pretrained(folder, **source)
         model = model if adapter is None else peft.PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{folder}: cannot be loaded as a generator ({str(error).splitlines()[0]})") from error
     limit = getattr(config, "max_position_embeddings", None)
     wanted = prompt.max_input_tokens + (0 if config.is_encoder_decoder else max_answer_tokens)

@@ -60,7 +60,8 @@ class Prior(nn.Module):
 
     def values(self) -> dict[str, float]:
         """Temperature and lexical weight as numbers."""
-        return {"temperature": float(self.log_temperature.exp()), "lexical_weight": float(self.lexical_weight)}
+        temperature, weight = self.log_temperature.detach().exp(), self.lexical_weight.detach()
+        return {"temperature": float(temperature), "lexical_weight": float(weight)}
 
 
 class Retriever(nn.Module):

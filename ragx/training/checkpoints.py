@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ragx.artifacts import new_folder, read_manifest, recover_folder, write_text
+from ragx.errors import RagxError
 
 KIND = "ragx checkpoint"
 _REMEDY = "ragx finetune without --resume"
@@ -42,9 +44,13 @@ def save(
 ) -> None:
     """Write a checkpoint atomically; `plan` fingerprints what is trained on what."""
     with new_folder(folder, KIND, plan=plan, position=dataclasses.asdict(position)) as beside:
-        save_file({name: value.contiguous() for name, value in trainable(model).items()}, beside / "model.safetensors")
-        if optimizer is not None:
-            torch.save(optimizer.state_dict(), beside / "optimizer.pt")
+        weights = {name: value.contiguous().cpu() for name, value in trainable(model).items()}
+        try:
+            save_file(weights, beside / "model.safetensors")
+            if optimizer is not None:
+                torch.save(optimizer.state_dict(), beside / "optimizer.pt")
+        except (SafetensorError, RuntimeError) as error:
+            raise RagxError(f"{folder}: cannot be written ({_first_line(error)}); is the disk full?") from error
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> tuple[str, Position]:
@@ -80,3 +86,7 @@ def truncate_metrics(path: Path, step: int) -> None:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         kept = [line for line in lines if json.loads(line)["step"] <= step]
         write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

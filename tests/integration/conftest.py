@@ -46,7 +46,9 @@ def kill_when():
 
     def run(condition, *arguments):
         command = [sys.executable, "-m", "ragx", *map(str, arguments)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment())
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
+        )
         try:
             limit = time.monotonic() + 120
             while not condition():
@@ -98,7 +100,9 @@ def tiny_rag(tiny_models, tmp_path, monkeypatch):
             torch.manual_seed(17)
             questions, passages = transformers.DPRQuestionEncoder(config), transformers.DPRContextEncoder(config)
         writer = transformers.AutoModelForSeq2SeqLM.from_pretrained(tiny_models.bart)
-        kind = {"sequence": transformers.RagSequenceForGeneration, "token": transformers.RagTokenForGeneration}[marginal]
+        kind = {"sequence": transformers.RagSequenceForGeneration, "token": transformers.RagTokenForGeneration}[
+            marginal
+        ]
         joint = transformers.RagConfig.from_question_encoder_generator_configs(config, writer.config, n_docs=5)
         checkpoint, tower = tmp_path / f"rag-{marginal}", tmp_path / "ctx"
         kind(config=joint, question_encoder=questions, generator=writer).save_pretrained(checkpoint)
