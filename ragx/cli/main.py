@@ -46,7 +46,6 @@ def _carrying(command: Callable[..., None]) -> Callable[..., None]:
 
 app = typer.Typer(
     name="ragx",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -63,6 +62,7 @@ app.command("eval")(_carrying(evaluate))
 
 @app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     show_version: Annotated[bool, typer.Option("--version", help="Print versions and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --version: as JSON.")] = False,
 ) -> None:
@@ -72,6 +72,9 @@ def options(
         versions = {name: version(name) for name in (names if as_json else names[:1])}
         typer.echo(json.dumps(versions) if as_json else f"ragx {versions['ragx']}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(INPUT)
 
 
 def run() -> NoReturn:

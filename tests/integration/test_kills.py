@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from ragx import ask, build_index, finetune, load_config
+from ragx.errors import ArtifactError
 from ragx.index.encoder import Encoder
 from ragx.stages.models import open_index
 
 TRAINING = {
-    "epochs": 12,
+    "epochs": 8,
     "batch_size": 4,
     "micro_batch_size": 2,
     "checkpoint_steps": 1,
@@ -31,9 +32,26 @@ def model_files(run):
     return {name: data for name, data in found.items() if not name.endswith(("manifest.json", "README.md"))}
 
 
-@pytest.mark.parametrize(("kind", "lora"), [("causal", {"rank": 4, "alpha": 8, "dropout": 0.1}), ("bart", False)])
-def test_resumed_training_equals_an_uninterrupted_one(kind, lora, tiny_config, tmp_path, ragx, kill_when):
-    """Twice killed, at different steps; LoRA with dropout, so that the random state counts."""
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}  # with dropout, so that the random state counts
+
+
+def assert_same_training(resumed, whole):
+    """Metrics and model files are equal byte for byte, and so is all that the manifests say of them."""
+    metrics = [lines_of(config.run_dir / "training" / "metrics.jsonl") for config in (resumed, whole)]
+    differing = [pair for pair in zip(*metrics, strict=True) if pair[0] != pair[1]]
+    assert differing[:1] == []
+    one, two = model_files(resumed.run_dir), model_files(whole.run_dir)
+    assert one.keys() == two.keys() and any(name.endswith(".safetensors") for name in one)
+    assert [name for name in one if one[name] != two[name]] == []
+    facts = []
+    for config in (resumed, whole):
+        manifest = json.loads((config.run_dir / "model" / "manifest.json").read_text(encoding="utf-8"))
+        facts.append({key: value for key, value in manifest.items() if key != "files"})
+    assert facts[0] == facts[1]
+
+
+@pytest.mark.parametrize(("kind", "lora"), [("causal", LORA), ("bart", False)])
+def test_training_killed_and_resumed_equals_an_uninterrupted_one(kind, lora, tiny_config, tmp_path, ragx, kill_when):
     path = tiny_config(kind, finetune={**TRAINING, "lora": lora})
     killed = load_config(path, [f"output_dir={tmp_path / 'killed'}"])
     whole = load_config(path, [f"output_dir={tmp_path / 'whole'}"])
@@ -42,22 +60,36 @@ def test_resumed_training_equals_an_uninterrupted_one(kind, lora, tiny_config, t
     metrics = killed.run_dir / "training" / "metrics.jsonl"
     last = killed.run_dir / "training" / "checkpoints" / "last" / "manifest.json"
     arguments = ["finetune", "-c", path, "--set", f"output_dir={tmp_path / 'killed'}"]
-    kill_when(lambda: len(lines_of(metrics)) >= 5 and last.is_file(), *arguments)
-    first_stop = len(lines_of(metrics))
-    assert not (killed.run_dir / "model").exists()
-    kill_when(lambda: len(lines_of(metrics)) >= first_stop + 5, *arguments, "--resume")
-    assert not (killed.run_dir / "model").exists()
+    kill_when(lambda: len(lines_of(metrics)) >= 6 and last.is_file(), *arguments)
+    assert 6 <= len(lines_of(metrics)) < 24 + 8 and not (killed.run_dir / "model").exists()
     ragx(*arguments, "--resume")
-    ragx("finetune", "-c", path, "--set", f"output_dir={tmp_path / 'whole'}")
-    assert lines_of(metrics) == lines_of(whole.run_dir / "training" / "metrics.jsonl")
-    assert len(lines_of(metrics)) == 36 + 12
-    one, two = model_files(killed.run_dir), model_files(whole.run_dir)
-    assert one.keys() == two.keys() and any(name.endswith(".safetensors") for name in one)
-    assert [name for name in one if one[name] != two[name]] == []
-    facts = [json.loads((c.run_dir / "model" / "manifest.json").read_text(encoding="utf-8")) for c in (killed, whole)]
-    assert facts[0] == facts[1] or {k: v for k, v in facts[0].items() if k != "files"} == {
-        k: v for k, v in facts[1].items() if k != "files"
-    }
+    finetune(whole)
+    assert len(lines_of(metrics)) == 24 + 8
+    assert_same_training(killed, whole)
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a training between two steps."""
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4, 6])
+@pytest.mark.parametrize(("kind", "lora"), [("causal", LORA), ("t5", False)])
+def test_training_stopped_after_any_step_goes_on_exactly(kind, lora, stop, tiny_config, tmp_path):
+    """Steps 3 and 6 end an epoch: the dev set was scored after their batch. The checkpoint is the step before `stop`."""
+    path = tiny_config(kind, finetune={**TRAINING, "epochs": 3, "lora": lora})
+    stopped, whole = (load_config(path, [f"output_dir={tmp_path / name}"]) for name in ("stopped", "whole"))
+
+    def stopping(what, done, total):
+        if total == 9 and done == stop:
+            raise Stopped
+
+    for config in (stopped, whole):
+        build_index(config)
+    with pytest.raises(Stopped):
+        finetune(stopped, progress=stopping)
+    finetune(stopped, resume=True)
+    finetune(whole)
+    assert_same_training(stopped, whole)
 
 
 def test_resume_refuses_another_plan_and_keeps_the_checkpoint(tiny_config, kill_when, tmp_path):
@@ -66,8 +98,6 @@ def test_resume_refuses_another_plan_and_keeps_the_checkpoint(tiny_config, kill_
     build_index(config)
     last = config.run_dir / "training" / "checkpoints" / "last" / "manifest.json"
     kill_when(last.is_file, "finetune", "-c", path)
-    from ragx.errors import ArtifactError
-
     with pytest.raises(ArtifactError, match="another configuration"):
         finetune(load_config(path, ["finetune.learning_rate=1e-3"]), resume=True)
     assert last.is_file()

@@ -25,7 +25,7 @@ def test_sample_domain(tmp_path, cli, read_metrics):
     stages.init(tmp_path, sample=True)
     domain = tmp_path / "saltmere"
     overrides = [
-        "corpus.paths=[saltmere/documents/[bp][oe]*/*.md]",
+        'corpus.paths=["saltmere/documents/[bp][oe]*/*.md"]',
         f"data.train={cut(domain / 'train.jsonl', tmp_path / 'train.jsonl', 32)}",
         f"data.dev={cut(domain / 'dev.jsonl', tmp_path / 'dev.jsonl', 4)}",
         f"data.test={cut(domain / 'test.jsonl', tmp_path / 'test.jsonl', 8)}",
@@ -70,7 +70,7 @@ def test_sample_domain(tmp_path, cli, read_metrics):
 def test_self_retrieval(tmp_path):
     """A passage's own words find it: hybrid retrieval on real vectors puts it first nearly always."""
     stages.init(tmp_path, sample=True)
-    config = load_config(tmp_path / "ragx.yaml", ["corpus.paths=[saltmere/documents/[bp][oe]*/*.md]"])
+    config = load_config(tmp_path / "ragx.yaml", ['corpus.paths=["saltmere/documents/[bp][oe]*/*.md"]'])
     build_index(config)
     model = open_model(config, "base")
     passages = model.retriever.index.all_passages()[::4]

@@ -16,6 +16,7 @@ import torch
 
 from ragx import stages
 from ragx.config import load_config
+from ragx.rag.generators import add_lora
 from ragx.rag.marginal import log_likelihood, log_prior, sequence_posterior, token_posterior
 from ragx.rag.model import RagModel
 from ragx.stages.models import open_model
@@ -119,6 +120,32 @@ def test_pruning_changes_no_gradient_of_the_retriever(marginal, open_tiny):
         {name: value for name, value in found.items() if name.startswith("retriever.")},
         {name: value for name, value in expected.items() if name.startswith("retriever.")},
     )
+
+
+def test_both_passes_see_the_same_dropout_or_none(draw_passages, open_generator, fixed_retriever):
+    """Else the posterior that weighs the generator's gradient is that of another network."""
+    generator = open_generator("causal")
+    add_lora(generator, rank=4, alpha=64, dropout=0.5)
+    with torch.no_grad():
+        for name, parameter in generator.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+    passages = draw_passages(random.Random(4), 2, 6)
+    model = RagModel(fixed_retriever(passages, torch.zeros(2, 6)), generator, "sequence")
+    seen, own = [], generator.token_log_probs
+
+    def recorded(pairs, answers):
+        log_probs, mask = own(pairs, answers)
+        totals = log_probs.detach().sum(-1).tolist()
+        seen.append({(pair[0], pair[1].number): total for pair, total in zip(pairs, totals, strict=True)})
+        return log_probs, mask
+
+    generator.token_log_probs = recorded
+    model.kept_share = 0.0
+    torch.manual_seed(3)
+    model(["abc def", "gab ef"], ["fed", "bad cab"], posterior_mass=1.0 - 1e-7)
+    first = {key: total for part in seen[:-1] for key, total in part.items()} or seen[0]
+    assert seen[-1] == pytest.approx({key: first[key] for key in seen[-1]}, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("mass", [0.9, 0.99])
