@@ -172,7 +172,6 @@ class Lora(Section):
 
     rank: Positive = 16
     alpha: Positive = 32
-    dropout: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
 
 
 class Finetune(Section):

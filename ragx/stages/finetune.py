@@ -156,7 +156,7 @@ def _prepare_training(config: Config, retriever: Retriever, generator: Generator
         import torch
 
         torch.manual_seed(config.seed)
-        add_lora(generator, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
+        add_lora(generator, rank=lora.rank, alpha=lora.alpha)
 
 
 def _plan(

@@ -91,8 +91,7 @@ def train(
     position = checkpoints.load(last, model, optimizer)[1] if resume else Position()
     checkpoints.truncate_metrics(folder / "metrics.jsonl", position.step if resume else -1)
     model.kept_share = position.kept_share
-    for _ in range(position.step):
-        schedule.step()
+    schedule.load_state_dict({**schedule.state_dict(), "last_epoch": position.step})
     per_epoch, total = settings.steps_per_epoch(len(examples)), settings.steps(len(examples))
     started, first = time.monotonic(), position.step
     while position.step < total and position.bad_epochs < settings.patience:

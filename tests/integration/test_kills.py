@@ -32,7 +32,7 @@ def model_files(run):
     return {name: data for name, data in found.items() if not name.endswith(("manifest.json", "README.md"))}
 
 
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}  # with dropout, so that the random state counts
+LORA = {"rank": 4, "alpha": 8}
 
 
 def assert_same_training(resumed, whole):
@@ -68,36 +68,38 @@ def test_training_killed_and_resumed_equals_an_uninterrupted_one(kind, lora, tin
     assert_same_training(killed, whole)
 
 
-class Stopped(Exception):
-    """Stands for whatever ends a training between two steps."""
-
-
-@pytest.mark.parametrize("stop", [2, 3, 4, 6])
+@pytest.mark.parametrize("stop", [2, 4])
 @pytest.mark.parametrize(("kind", "lora"), [("causal", LORA), ("t5", False)])
 def test_training_stopped_after_any_step_goes_on_exactly(kind, lora, stop, tiny_config, tmp_path):
-    """Steps 3 and 6 end an epoch: the dev set was scored after their batch. The checkpoint is the step before `stop`."""
+    """The checkpoint is that of the step before `stop`; step 3 ends an epoch with a look at the dev set."""
     path = tiny_config(kind, finetune={**TRAINING, "epochs": 3, "lora": lora})
     stopped, whole = (load_config(path, [f"output_dir={tmp_path / name}"]) for name in ("stopped", "whole"))
 
     def stopping(what, done, total):
         if total == 9 and done == stop:
-            raise Stopped
+            raise KeyboardInterrupt
 
     for config in (stopped, whole):
         build_index(config)
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         finetune(stopped, progress=stopping)
     finetune(stopped, resume=True)
     finetune(whole)
     assert_same_training(stopped, whole)
 
 
-def test_resume_refuses_another_plan_and_keeps_the_checkpoint(tiny_config, kill_when, tmp_path):
+def test_resume_refuses_another_plan_and_keeps_the_checkpoint(tiny_config):
     path = tiny_config("t5", finetune=TRAINING)
     config = load_config(path)
     build_index(config)
     last = config.run_dir / "training" / "checkpoints" / "last" / "manifest.json"
-    kill_when(last.is_file, "finetune", "-c", path)
+
+    def stopping(what, done, total):
+        if last.is_file():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config, progress=stopping)
     with pytest.raises(ArtifactError, match="another configuration"):
         finetune(load_config(path, ["finetune.learning_rate=1e-3"]), resume=True)
     assert last.is_file()
@@ -105,11 +107,11 @@ def test_resume_refuses_another_plan_and_keeps_the_checkpoint(tiny_config, kill_
 
 @pytest.fixture
 def long_corpus(tmp_path):
-    """Three hundred documents of three hundred words: some seconds of work for a tiny encoder, one shard at a time."""
-    words = "kiln clay wheel glaze river market dog school train bread song museum".split()
+    """Two hundred documents of three hundred words: a second or two of work for a tiny encoder, one shard at a time."""
+    words = ["kiln", "clay", "wheel", "glaze", "river", "market", "dog", "school", "train", "bread", "song", "museum"]
     rows = [
         {"id": f"d{n}", "title": f"Paper {n}", "text": " ".join(words[(n * i) % 12] + str(i % 7) for i in range(300))}
-        for n in range(300)
+        for n in range(200)
     ]
     path = tmp_path / "long.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -132,7 +134,7 @@ def test_interrupted_index_goes_on_and_equals_an_uninterrupted_one(
         *("index", "-c", path, "--set", f"output_dir={tmp_path / 'killed'}"),
     )
     made = len(list(building.glob("shard-*.npy")))
-    assert 5 <= made < 375 and not (killed.run_dir / "index" / "CURRENT").exists()
+    assert 5 <= made < 250 and not (killed.run_dir / "index" / "CURRENT").exists()
 
     calls = []
     own = Encoder.encode_passages
@@ -142,8 +144,8 @@ def test_interrupted_index_goes_on_and_equals_an_uninterrupted_one(
         return own(self, passages, **options)
 
     monkeypatch.setattr(Encoder, "encode_passages", counted)
-    assert build_index(killed)["passages"] == 1500
-    assert len(calls) == 375 - made
+    assert build_index(killed)["passages"] == 1000
+    assert len(calls) == 250 - made
     assert not building.exists()
     monkeypatch.undo()
     whole = load_config(path, [f"output_dir={tmp_path / 'whole'}"])
@@ -170,6 +172,6 @@ def test_killed_build_leaves_the_old_generation_usable(long_corpus, tiny_config,
     assert np.array_equal(again, vectors) and found == passages
     assert ask(old, "kiln3 wheel5") == answer
     new = load_config(path, [change[1]])
-    assert build_index(new)["passages"] == 1500
+    assert build_index(new)["passages"] == 1000
     assert (index / "CURRENT").read_text(encoding="utf-8").strip() == "v2"
     assert ask(new, "kiln3 wheel5").hits

@@ -34,7 +34,7 @@ def test_sample_domain(tmp_path, cli, read_metrics):
         "finetune.batch_size=8",
         "finetune.warmup_epochs=1",
         "retrieval.top_k=2",
-        "generator.max_input_tokens=160",
+        "generator.max_input_tokens=128",
         "eval.bootstrap=100",
         "eval.gates={}",
     ]

@@ -174,18 +174,15 @@ def letter_generator():
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
             if kind == "bart":
-                config = transformers.BartConfig(
-                    d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-                    encoder_ffn_dim=32, decoder_ffn_dim=32, init_std=0.5, decoder_start_token_id=2, forced_eos_token_id=None,
-                    **shape,
-                )  # fmt: skip
+                layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+                heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+                ends = {"decoder_start_token_id": 2, "forced_eos_token_id": None}
+                config = transformers.BartConfig(d_model=16, init_std=0.5, **layers, **heads, **ends, **shape)
                 model = transformers.BartForConditionalGeneration(config)
                 model.final_logits_bias.copy_(bias[None])
             else:
-                config = transformers.PhiConfig(
-                    hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.5,
-                    **shape,
-                )  # fmt: skip
+                layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+                config = transformers.PhiConfig(hidden_size=32, initializer_range=0.5, **layers, **shape)
                 model = transformers.PhiForCausalLM(config)
                 model.lm_head.bias.copy_(bias)
         cls = Seq2SeqGenerator if kind == "bart" else CausalGenerator

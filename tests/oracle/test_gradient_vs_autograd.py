@@ -109,7 +109,7 @@ def test_two_passes_with_all_mass_equal_one(kind, marginal, open_tiny):
 
 @pytest.mark.parametrize("marginal", ["sequence", "token"])
 def test_pruning_changes_no_gradient_of_the_retriever(marginal, open_tiny):
-    """With mass cut away the generator's gradient is an approximation; that of question encoder and prior stays exact."""
+    """With mass cut away only the generator's gradient is an approximation."""
     model = open_tiny("causal", marginal)
     one, expected = gradients(model, posterior_mass=1.0)
     model.kept_share = 0.0
@@ -122,10 +122,18 @@ def test_pruning_changes_no_gradient_of_the_retriever(marginal, open_tiny):
     )
 
 
-def test_both_passes_see_the_same_dropout_or_none(draw_passages, open_generator, fixed_retriever):
-    """Else the posterior that weighs the generator's gradient is that of another network."""
-    generator = open_generator("causal")
-    add_lora(generator, rank=4, alpha=64, dropout=0.5)
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", ["causal", "bart"])
+def test_both_passes_see_the_same_model(kind, lora, draw_passages, open_generator, fixed_retriever):
+    """Without dropout, whatever the model's own configuration says: else another network's posterior weighs the
+    gradient of this one."""
+    generator = open_generator(kind)
+    for module in generator.model.modules():
+        for name in ("dropout", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.5)
+    if lora:
+        add_lora(generator, rank=4, alpha=64)
     with torch.no_grad():
         for name, parameter in generator.model.named_parameters():
             if "lora_B" in name:

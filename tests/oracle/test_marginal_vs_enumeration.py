@@ -100,7 +100,7 @@ def test_one_passage_is_the_generator_alone(seed):
 
 
 def test_scores_of_half_precision_are_normalised_in_float32():
-    """bfloat16 keeps 8 bits: scores near 80 would be rounded to 0.5. The prior must not lose more than its input did."""
+    """bfloat16 keeps 8 bits: scores near 80 would be rounded to 0.5. The prior loses no more than its input did."""
     scores = torch.tensor([[80.0, 79.5, 78.0]], dtype=torch.bfloat16)
     expected = priors(scores.double())
     assert marginal.log_prior(scores).dtype == torch.float32

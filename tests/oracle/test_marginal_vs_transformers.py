@@ -91,7 +91,7 @@ def test_same_loss(kind, marginal, begin, seed, problem, draw_checkpoint, fixed_
     assert loss.tokens.tolist() == [len(row) for row in ids]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("kind", "marginal"), [("bart", "sequence"), ("bart", "token"), ("t5", "token")])
 def test_same_gradient_towards_scores_and_generator(seed, kind, marginal, problem, draw_checkpoint, fixed_retriever):
     """Gradients of sums of losses; entries reach some tens, so 1e-4 relative to the largest of a tensor."""
@@ -116,10 +116,10 @@ def test_same_gradient_towards_scores_and_generator(seed, kind, marginal, proble
             )
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("answer", ["empty", "one token"])
 def test_theirs_loses_the_prior_of_the_shortest_answers(seed, answer, problem, draw_checkpoint, fixed_retriever):
-    """They add log p(z|x) to the second target column, which is padding for `<s> </s>` and for one token without an end.
+    """They add log p(z|x) to the second target column, which is padding for `<s> </s>` and for one token with no end.
 
     Then theirs is -log sum_z p(y|x,z), which is no probability of y: it exceeds the marginal. Ours stays the marginal.
     """
