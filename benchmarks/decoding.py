@@ -25,8 +25,9 @@ from transformers import (
 
 from benchmarks.common import alternate, matrix_peak, print_claim, ratio
 from ragx.rag.decoding import Decoded, decode
-from ragx.rag.generators import Pair, Seq2SeqGenerator
+from ragx.rag.generator import Pair
 from ragx.rag.prompts import PromptSettings
+from ragx.rag.seq2seq import Seq2SeqGenerator
 from ragx.records import Passage
 
 K = 5

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ragx.rag.generators import Generator, State
+from ragx.rag.generator import Generator, State
 from ragx.rag.marginal import (
     log_likelihood,
     sequence_posterior,

@@ -19,7 +19,7 @@ from ragx.records import Example, Progress, no_progress
 from ragx.stages.models import MODEL_KIND, compute_dtype, generator_folder, open_model
 
 if TYPE_CHECKING:
-    from ragx.rag.generators import Generator
+    from ragx.rag.generator import Generator
     from ragx.rag.model import RagModel
     from ragx.rag.retriever import Retriever
     from ragx.training.loop import TrainSettings
@@ -143,7 +143,8 @@ def _train_settings(config: Config) -> TrainSettings:
 
 def _prepare_training(config: Config, retriever: Retriever, generator: Generator) -> None:
     """Freeze what is not trained; wrap the generator with LoRA where wanted."""
-    from ragx.rag.generators import CausalGenerator, add_lora
+    from ragx.rag.causal import CausalGenerator
+    from ragx.rag.generators import add_lora
 
     section = config.finetune
     trained = set(section.train) - ({"question_encoder"} if config.retrieval.mode == "lexical" else set())

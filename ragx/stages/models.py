@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ragx.index.encoder import Encoder
     from ragx.index.store import Index
-    from ragx.rag.generators import Generator
+    from ragx.rag.generator import Generator
     from ragx.rag.model import RagModel
     from ragx.rag.retriever import Retriever
 

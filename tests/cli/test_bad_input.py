@@ -446,7 +446,7 @@ def test_ask_never_prints_control_characters_of_the_corpus(cli, indexed, hostile
 
 
 def test_control_characters_of_the_model_never_reach_the_terminal(cli, indexed, monkeypatch):
-    from ragx.rag.generators import Generator
+    from ragx.rag.generator import Generator
 
     monkeypatch.setattr(Generator, "text", lambda *_: f"yes{HOSTILE}")
     config = indexed()

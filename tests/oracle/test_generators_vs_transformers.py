@@ -11,10 +11,11 @@ import pytest
 import torch
 import transformers
 
+from ragx.rag.causal import CausalGenerator
 from ragx.rag.decoding import beam_search, decode
-from ragx.rag.generators import CausalGenerator, Seq2SeqGenerator
 from ragx.rag.marginal import log_likelihood, log_prior
 from ragx.rag.prompts import PromptSettings
+from ragx.rag.seq2seq import Seq2SeqGenerator
 from ragx.records import Passage
 
 KINDS = ["causal", "causal_chat", "t5", "bart"]

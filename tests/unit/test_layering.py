@@ -15,7 +15,8 @@ ORDER = """
 errors records config artifacts models
 corpus corpus.answers corpus.readers corpus.passages corpus.questions
 index index.encoder index.vectors index.lexical index.build index.store
-rag rag.marginal rag.retriever rag.prompts rag.generators rag.decoding rag.model rag.interop
+rag rag.marginal rag.retriever
+rag.prompts rag.generator rag.causal rag.seq2seq rag.generators rag.decoding rag.model rag.interop
 training training.checkpoints training.warmup training.loop
 evaluation evaluation.metrics evaluation.significance evaluation.gates evaluation.predict evaluation.report
 samples stages.models stages.index stages.finetune stages.answer stages.project stages
@@ -28,7 +29,7 @@ HOMES = {
     "sentence_transformers": ("index.encoder",),
     "transformers": ("models", "index.encoder", "rag."),
     "huggingface_hub": ("models",),
-    "peft": ("rag.generators",),
+    "peft": ("rag.generator", "rag.generators"),
     "accelerate": ("training.",),
     "ir_measures": ("evaluation.metrics",),
     "scipy": ("evaluation.significance",),

@@ -1,0 +1,71 @@
+"""Decoder-only generators: Llama, Qwen, SmolLM and their kin."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ragx.rag.generator import Generator, Layers, Pair, State, cache_of, layers_of, pad_rows
+
+
+class CausalGenerator(Generator):
+    """Decoder-only models: the prompt and the answer are one sequence."""
+
+    chats = True
+
+    def token_log_probs(self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        prompts = [self.template.ids(passage, question) for question, passage in pairs]
+        sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        ids, mask = pad_rows(sequences, self.pad_id, self.device)
+        hidden = self.base.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+        gold, answer_mask = self._answers(answers)
+        starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
+        rows, columns = answer_mask.nonzero(as_tuple=True)
+        found = self._gold(hidden[rows, starts[rows] + columns], gold[answer_mask])
+        return torch.zeros(gold.shape, device=self.device).masked_scatter(answer_mask, found), answer_mask
+
+    def start(self, pairs: Sequence[Pair]) -> State:
+        prompts = [self.template.ids(passage, question) for question, passage in pairs]
+        ids, mask = pad_rows(prompts, self.pad_id, self.device, left=True)
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        output = self.base.base_model(
+            input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=True, past_key_values=None
+        )
+        log_probs = self._next(output.last_hidden_state[:, -1])
+        return State(log_probs, layers_of(output.past_key_values), mask, mask.long().sum(-1))
+
+    def advance(self, state: State, tokens: Tensor) -> State:
+        hidden, layers, attention = self._continue(state, tokens.unsqueeze(-1))
+        return dataclasses.replace(
+            state,
+            log_probs=self._next(hidden[:, -1]),
+            layers=layers,
+            attention=attention,
+            positions=state.positions + 1,
+        )
+
+    def score(self, state: State, answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        gold, mask = self._answers(answers)
+        first = state.log_probs.gather(-1, gold[:, :1])
+        if gold.shape[1] == 1:
+            return first.masked_fill(~mask, 0.0), mask
+        hidden, _, _ = self._continue(state, gold[:, :-1])
+        rest = self._gold(hidden.reshape(-1, hidden.shape[-1]), gold[:, 1:].reshape(-1)).reshape(len(gold), -1)
+        return torch.cat([first, rest], dim=-1).masked_fill(~mask, 0.0), mask
+
+    def _continue(self, state: State, tokens: Tensor) -> tuple[Tensor, Layers, Tensor]:
+        """Hidden states [N, t, H] of t more tokens, and the grown cache and mask."""
+        attention = torch.cat([state.attention, torch.ones_like(tokens, dtype=torch.bool)], dim=-1)
+        output = self.base.base_model(
+            input_ids=tokens,
+            attention_mask=attention.long(),
+            position_ids=state.positions.unsqueeze(-1) + torch.arange(tokens.shape[1], device=tokens.device),
+            past_key_values=cache_of(state.layers),
+            use_cache=True,
+        )
+        return output.last_hidden_state, layers_of(output.past_key_values), attention
+
+    def _plain_answer_ids(self, answer: str) -> list[int]:
+        text = answer if self.template.ends_with_space else f" {answer}"
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

@@ -1,0 +1,213 @@
+"""p(y_t|x,z,y_<t): what every generator can do, whatever its architecture.
+
+Only gold-token log-probabilities are computed: the hidden states at answer positions are gathered and projected to the
+vocabulary in slices, each recomputed in the backward pass, so that no [N, T, V] tensor exists. For decoding, a prompt
+runs through the model once; its key-values or encoder states serve generation and every rescoring.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import peft
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from ragx.errors import ArtifactError, RagxError
+from ragx.rag.prompts import PromptSettings, PromptTemplate
+from ragx.records import Passage
+
+SLICE = 512
+"""Rows of hidden states projected to the vocabulary at once."""
+
+Pair = tuple[str, Passage]
+"""A question and a passage that may answer it."""
+Layers = tuple[tuple[Tensor, Tensor], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """N prompts that went through the model, with what was written after each.
+
+    log_probs [N, V] of the next token; keys and values of the decoder (and of the cross-attention); the attention mask
+    [N, L] over the prompt, for causal models grown by what was written; next position [N].
+    """
+
+    log_probs: Tensor
+    layers: Layers
+    attention: Tensor
+    positions: Tensor
+    cross: Layers = ()
+    encoder_states: Tensor | None = None
+
+    def select(self, rows: Tensor) -> "State":
+        """The state whose row i is this one's row `rows[i]`."""
+        return State(
+            self.log_probs[rows],
+            tuple((keys[rows], values[rows]) for keys, values in self.layers),
+            self.attention[rows],
+            self.positions[rows],
+            tuple((keys[rows], values[rows]) for keys, values in self.cross),
+            None if self.encoder_states is None else self.encoder_states[rows],
+        )
+
+
+class Generator(ABC):
+    """A generator with its tokenizer and prompt. `model` is the torch module that training changes."""
+
+    chats: ClassVar[bool] = False
+    """Whether the tokenizer's chat template, where it has one, wraps the prompt."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, prompt: PromptSettings, max_answer_tokens: int) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_answer_tokens = max_answer_tokens
+        self.stop_ids = _stop_ids(model, tokenizer)
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.stop_ids)
+        chat = self.chats and tokenizer.chat_template is not None
+        self.template = PromptTemplate(tokenizer, prompt, chat=chat)
+        self._scale = 1.0
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """The token ids of an answer with the end token."""
+        return [*self._plain_answer_ids(answer), self._end_id]
+
+    def fitting_ids(self, answer: str) -> list[int]:
+        """Like `answer_ids`, cut to `max_answer_tokens` with the end."""
+        return [*self._plain_answer_ids(answer)[: self.max_answer_tokens - 1], self._end_id]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of answer ids up to the first end token."""
+        stop = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
+        return str(self.tokenizer.decode(list(ids[:stop]), skip_special_tokens=True)).strip()
+
+    @abstractmethod
+    def token_log_probs(self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Gold-token log-probabilities [N, T] in float32 and their mask [N, T], with gradient when it is enabled."""
+
+    @abstractmethod
+    def start(self, pairs: Sequence[Pair]) -> State:
+        """Run N prompts through the model."""
+
+    @abstractmethod
+    def advance(self, state: State, tokens: Tensor) -> State:
+        """The state after one more token [N] was written to each row."""
+
+    @abstractmethod
+    def score(self, state: State, answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Like `token_log_probs`, but from a state just started: only the answers run through the model."""
+
+    @abstractmethod
+    def _plain_answer_ids(self, answer: str) -> list[int]: ...
+
+    @property
+    def base(self) -> Any:
+        """The transformers model, also where an adapter wraps it."""
+        return self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def parameters_count(self) -> int:
+        """Weights of the whole generator."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter, where there is one, else the whole generator with its tokenizer."""
+        wrapper: Any = self.model
+        try:
+            wrapper.save_pretrained(folder)
+        except SafetensorError as error:
+            raise RagxError(f"{folder}: cannot be written ({error}); is the disk full?") from error
+        if wrapper is self.base:
+            self.tokenizer.save_pretrained(folder)
+
+    @property
+    def _end_id(self) -> int:
+        end = self.tokenizer.eos_token_id
+        return int(end) if end is not None else min(self.stop_ids)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.base.get_output_embeddings()(hidden * self._scale)
+        bias = getattr(self.base, "final_logits_bias", None)
+        return logits if bias is None else logits + bias
+
+    def _gold(self, hidden: Tensor, gold: Tensor) -> Tensor:
+        """log p of gold tokens [R] from hidden states [R, H], in slices; float32."""
+
+        def project(rows: Tensor, tokens: Tensor) -> Tensor:
+            log_probs = torch.log_softmax(self._logits(rows).float(), dim=-1)
+            return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+        slices = zip(torch.split(hidden, SLICE), torch.split(gold, SLICE), strict=True)
+        if torch.is_grad_enabled():
+            return torch.cat([checkpoint(project, rows, tokens, use_reentrant=False) for rows, tokens in slices])
+        return torch.cat([project(rows, tokens) for rows, tokens in slices])
+
+    def _next(self, hidden: Tensor) -> Tensor:
+        """log p [N, V] of the next token from the last hidden states [N, H]."""
+        return torch.log_softmax(self._logits(hidden).float(), dim=-1)
+
+    def _answers(self, answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Answers right-padded [N, T] and their mask."""
+        return pad_rows(answers, self.pad_id, self.device)
+
+    def calibrate(self, hidden: Tensor, logits: Tensor, name: str) -> None:
+        """Find how this model scales hidden states before its vocabulary head, by comparing with its own logits.
+
+        Raises:
+            ArtifactError: its logits are made in a way that `_logits` does not reproduce.
+        """
+        for scale in (1.0, hidden.shape[-1] ** -0.5):
+            self._scale = scale
+            if torch.allclose(self._logits(hidden).float(), logits.float(), rtol=2e-2, atol=2e-2):
+                return
+        raise ArtifactError(f"{name}: unsupported architecture {type(self.base).__name__}: its vocabulary head differs")
+
+
+def _stop_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+    configured: Any = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    found = {int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None}
+    if not found:
+        raise ArtifactError("the generator's tokenizer has no end-of-text token (eos_token)")
+    return frozenset(found)
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device, left: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Rows padded to the longest [N, L], and the mask of what is no padding."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), length), dtype=torch.bool)
+    for number, row in enumerate(rows):
+        place = slice(length - len(row), None) if left else slice(0, len(row))
+        ids[number, place] = torch.tensor(row, dtype=torch.long)
+        mask[number, place] = True
+    return ids.to(device), mask.to(device)
+
+
+def layers_of(cache: Any) -> Layers:
+    """Keys and values of every layer of a transformers cache."""
+    return tuple((layer.keys, layer.values) for layer in cache.layers)
+
+
+def cache_of(layers: Layers) -> DynamicCache:
+    """A transformers cache that holds the given tensors themselves: its constructor would copy them."""
+    cache = DynamicCache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
