@@ -197,6 +197,7 @@ class Finetune(Section):
     max_grad_norm: Rate = 1.0
     lora: Literal["auto"] | StrictBool | Lora = "auto"
     max_train: Positive | None = None
+    max_steps: Positive | None = None
     dev_limit: Positive | None = None
     patience: Positive = 2
     checkpoint_steps: Positive = 20

@@ -92,27 +92,28 @@ def _bars(console: Console) -> Iterator[records.Progress]:
 
 
 def _plain_lines() -> records.Progress:
-    started: dict[str, float] = {}
+    started: dict[str, tuple[float, int]] = {}
     last = 0.0
 
     def show(what: str, done: int, total: int | None) -> None:
         nonlocal last
         now = time.monotonic()
-        first = started.setdefault(what.split(",")[0].rstrip("0123456789. "), now)
+        then, before = started.setdefault(what.split(",")[0].rstrip("0123456789. "), (now, done))
         if now - last >= PLAIN_SECONDS or done == total:
             last = now
-            sys.stderr.write(f"{what}: {done}{'' if total is None else f'/{total}'}{_pace(done, total, now - first)}\n")
+            pace = _pace(done - before, None if total is None else total - done, now - then)
+            sys.stderr.write(f"{what}: {done}{'' if total is None else f'/{total}'}{pace}\n")
             sys.stderr.flush()
 
     return show
 
 
-def _pace(done: int, total: int | None, seconds: float) -> str:
-    """Rate and remaining time, once there is enough to tell."""
+def _pace(done: int, remaining: int | None, seconds: float) -> str:
+    """Units a second, and the time the remaining ones will take."""
     if seconds < 1 or not done:
         return ""
-    left = "" if total is None or done == total else f", {seconds / done * (total - done):.0f} s left"
-    return f", {done / seconds:.1f}/s{left}"
+    left = f", {seconds / done * remaining:.0f} s left" if remaining else ""
+    return f", {done / seconds:.2g}/s{left}"
 
 
 def print_json(value: Any) -> None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder
+from transformers import AutoTokenizer, BertConfig, BertModel, DPRContextEncoder, DPRQuestionEncoder
 
 from ragx.errors import ArtifactError, RagxError
 from ragx.models import model_fingerprint, read_model_config, require_tokenizer, require_weights
@@ -153,20 +153,24 @@ def _load_dpr(folder: Path, device: str, allow_pickle: bool) -> SentenceTransfor
     """A DPR tower (Karpukhin et al. 2020): the vector of the first token of its BERT."""
     asks = "Question" in str(read_model_config(folder).get("architectures"))
     auto = DPRQuestionEncoder if asks else DPRContextEncoder
-    tower = auto.from_pretrained(folder, use_safetensors=not allow_pickle, local_files_only=True)
+    tower = auto.from_pretrained(folder, use_safetensors=None if allow_pickle else True, local_files_only=True)
     if tower.config.projection_dim:
         raise ArtifactError(f"{folder}: DPR towers with a projection are not supported")
-    bert = (tower.question_encoder if asks else tower.ctx_encoder).bert_model
+    weights = (tower.question_encoder if asks else tower.ctx_encoder).bert_model.state_dict()
+    own = ("model_type", "architectures", "projection_dim")
+    config = BertConfig(**{key: value for key, value in tower.config.to_dict().items() if key not in own})
+    bert = BertModel(config, add_pooling_layer=False)
+    bert.load_state_dict(weights)
     with tempfile.TemporaryDirectory() as scratch:
         bert.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(scratch)
-        transformer = Transformer(scratch)
+        transformer = Transformer(scratch, model_kwargs={"add_pooling_layer": False})
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="cls")
     return SentenceTransformer(modules=[transformer, pooling], device=device)
 
 
 def _load(folder: Path, settings: EncoderSettings, device: str, allow_pickle: bool) -> SentenceTransformer:
-    model_kwargs = {"use_safetensors": not allow_pickle}
+    model_kwargs = {"use_safetensors": None if allow_pickle else True}
     own_modules = (folder / "modules.json").is_file()
     if not own_modules:
         kind = read_model_config(folder).get("model_type")

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,9 +74,8 @@ class Index:
             numbers = {int(number) for number in ids if number >= 0}
             if mode != "dense":
                 numbers |= {number for number, _ in self._require_lexical().search(question, count)}
-            if not numbers:  # no word in common with any passage: all score 0, ties go to the lowest numbers
-                numbers = set(range(min(count, self.passages_count)))
-            chosen.append(sorted(numbers))
+            wanted = min(count, self.passages_count)
+            chosen.append(sorted(numbers) if len(numbers) >= wanted else self._filled(numbers, wanted))
         ids = np.full((len(questions), max(map(len, chosen), default=0) or 1), -1, dtype=np.int64)
         for row, found in zip(ids, chosen, strict=True):
             row[: len(found)] = found
@@ -111,6 +111,11 @@ class Index:
         marks = ",".join("?" * len(wanted))
         query = f"SELECT number FROM passages WHERE document_id IN ({marks}) ORDER BY number"
         return [row[0] for row in self._database.execute(query, wanted)]
+
+    def _filled(self, numbers: set[int], wanted: int) -> list[int]:
+        """The candidates with the lowest other numbers: passages that share no word with the question score 0."""
+        others = (number for number in range(self.passages_count) if number not in numbers)
+        return sorted([*numbers, *islice(others, wanted - len(numbers))])
 
     def _dense_ids(self, queries: Vectors | None, mode: Mode, count: int, questions: int) -> Ids:
         if mode == "lexical" or queries is None:

@@ -66,7 +66,8 @@ def beam_search(
         beams = scores.shape[1]
         rows = state.log_probs.reshape(groups, beams, k, -1)
         marginals = torch.logsumexp(rows + log_prior[:, None, :, None], dim=2)
-        totals, choices = (scores.unsqueeze(-1) + marginals).flatten(1).topk(width, dim=-1)
+        flat = (scores.unsqueeze(-1) + marginals).flatten(1)
+        totals, choices = flat.topk(min(width, flat.shape[-1]), dim=-1)
         vocabulary = marginals.shape[-1]
         last = step == generator.max_answer_tokens - 1
         kept: list[list[tuple[int, int, float]]] = []

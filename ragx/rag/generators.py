@@ -36,7 +36,7 @@ def load_generator(
     try:
         config = AutoConfig.from_pretrained(folder, **source)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(folder, dtype=dtype, use_safetensors=not allow_pickle, **source)
+        model = auto.from_pretrained(folder, dtype=dtype, use_safetensors=None if allow_pickle else True, **source)
         tokenizer = AutoTokenizer.from_pretrained(folder, **source)
         model = model if adapter is None else peft.PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
@@ -60,7 +60,10 @@ def add_lora(generator: Generator, *, rank: int, alpha: int) -> None:
     """
     task = "SEQ_2_SEQ_LM" if generator.base.config.is_encoder_decoder else "CAUSAL_LM"
     lora = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type=task)
-    generator.model = peft.get_peft_model(generator.base, lora).eval()
+    adapted = peft.get_peft_model(generator.base, lora).eval()
+    for config in adapted.peft_config.values():
+        config.target_modules = sorted(config.target_modules)  # a set, saved in another order every time
+    generator.model = adapted
 
 
 def _check_head(generator: Generator, name: str) -> None:

@@ -30,7 +30,7 @@ def split_checkpoint(folder: Path, *, allow_pickle: bool = False) -> tuple[Path,
 def _split(folder: Path, model_class: type, parts: Path, allow_pickle: bool) -> None:
     source = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model = model_class.from_pretrained(folder, use_safetensors=not allow_pickle, **source)  # type: ignore[attr-defined]
+        model = model_class.from_pretrained(folder, use_safetensors=None if allow_pickle else True, **source)  # type: ignore[attr-defined]
         tokenizers = {
             name: transformers.AutoTokenizer.from_pretrained(folder / f"{name}_tokenizer", **source)
             for name in ("question_encoder", "generator")

@@ -73,7 +73,8 @@ class RagModel(nn.Module):
         nll = -log_likelihood(self.marginal, retrieval.log_prior, log_probs, mask)
         weights = self._weights(retrieval.log_prior.detach(), log_probs.detach(), mask)
         kept = _kept(weights.amax(-1), posterior_mass)
-        self.kept_share = float(kept.float().mean())
+        if torch.is_grad_enabled():  # scoring a dev set must not change how training goes on
+            self.kept_share = float(kept.float().mean())
         if two_passes:
             nll = nll + self._generator_gradient(pairs, ids, weights, kept)
         return Loss(nll, mask[:, 0].sum(-1), retrieval, self._posterior(weights, mask))

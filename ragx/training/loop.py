@@ -45,11 +45,13 @@ class TrainSettings:
     checkpoint_steps: int
     seed: int
     dtype: torch.dtype
+    max_steps: int | None = None
     tracker: str | None = None
 
     def steps(self, questions: int) -> int:
         """Optimizer steps of the whole training."""
-        return self.epochs * self.steps_per_epoch(questions)
+        steps = self.epochs * self.steps_per_epoch(questions)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def steps_per_epoch(self, questions: int) -> int:
         """Optimizer steps of one epoch."""
@@ -93,7 +95,7 @@ def train(
     model.kept_share = position.kept_share
     schedule.load_state_dict({**schedule.state_dict(), "last_epoch": position.step})
     per_epoch, total = settings.steps_per_epoch(len(examples)), settings.steps(len(examples))
-    started, first = time.monotonic(), position.step
+    first, started = position.step + 1, time.monotonic()
     while position.step < total and position.bad_epochs < settings.patience:
         epoch, offset = divmod(position.step, per_epoch)
         batch = _batch(examples, settings, epoch, offset)
@@ -101,9 +103,11 @@ def train(
         schedule.step()
         position = dataclasses.replace(position, step=position.step + 1, kept_share=model.kept_share)
         _record(folder, position.step, "train", monitor, accelerator)
-        left = (time.monotonic() - started) / (position.step - first) * (total - position.step)
-        progress(_status(monitor, left), position.step, total)
-        end_of_epoch = offset == per_epoch - 1
+        progress(_status(monitor), position.step, total)
+        if position.step == first:
+            seconds = time.monotonic() - started
+            log.info("a step takes %.1f s: about %.0f min to the end", seconds, seconds * (total - first + 1) / 60)
+        end_of_epoch = offset == per_epoch - 1 or position.step == total
         if end_of_epoch:
             position = _end_epoch(model, dev, settings, position, best, folder, plan, accelerator)
         if end_of_epoch or position.step % settings.checkpoint_steps == 0:
@@ -186,7 +190,7 @@ def _end_epoch(
         return position
     monitor = dev_monitor(model, dev, settings)
     _record(folder, position.step, "dev", monitor, accelerator)
-    log.info("step %d: dev %s", position.step, _status(monitor, None))
+    log.info("step %d: dev %s", position.step, _status(monitor))
     if position.best_nll is not None and monitor.nll_per_token >= position.best_nll:
         return dataclasses.replace(position, bad_epochs=position.bad_epochs + 1)
     position = dataclasses.replace(position, best_nll=monitor.nll_per_token, best_step=position.step, bad_epochs=0)
@@ -249,9 +253,8 @@ def _record(folder: Path, step: int, split: str, monitor: Monitor, accelerator: 
     accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
 
-def _status(monitor: Monitor, seconds_left: float | None) -> str:
-    text = f"nll/token {monitor.nll_per_token:.3f}, P(gold) {monitor.p_gold:.2f}, unique passages {monitor.unique:.2f}"
-    return text if seconds_left is None else f"{text}, {seconds_left / 60:.1f} min left"
+def _status(monitor: Monitor) -> str:
+    return f"nll/token {monitor.nll_per_token:.3f}, P(gold) {monitor.p_gold:.2f}, unique passages {monitor.unique:.2f}"
 
 
 def _refuse_nan(values: Tensor, batch: Sequence[Example], step: int) -> None:
