@@ -46,19 +46,19 @@ def evaluate(
     if as_json:
         print_json(stages.report_json(report, differences))
     else:
-        _show(report, differences, stages.baseline_means(baseline) if baseline else {})
+        _show(report, differences)
     if not all(gate.passed for gate in report.gates):
         raise typer.Exit(GATE_FAILED)
 
 
-def _show(report: Report, differences: dict[str, Interval] | None, before: dict[str, float]) -> None:
+def _show(report: Report, differences: dict[str, Interval] | None) -> None:
     title = f"{report.split}, {report.model} model: {report.n} questions in {report.seconds:.0f} s"
     table = Table("metric", *(["before"] if differences else []), "value", "95% interval", title=title)
     if differences:
         table.add_column("difference")
     for name, value in report.metrics.items():
-        old = [f"{before[name]:.3f}" if name in before else ""] if differences else []
         change = differences.get(name) if differences else None
+        old = [f"{value.value - change.value:.3f}" if change else ""] if differences else []
         new = [_difference(change)] if differences else []
         table.add_row(name, *old, f"{value.value:.3f}", f"{value.low:.3f} - {value.high:.3f}", *new)
     Console(highlight=False).print(table)

@@ -34,10 +34,12 @@ CREATE INDEX by_document ON passages (document_id);
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What an index is made from: fingerprintable facts of corpus files, reader and chunking."""
+    """What an index is made from: fingerprintable facts of corpus files and reader, of chunking, and what the
+    configuration says of encoding (the encoder's own answer to it stands in its fingerprint)."""
 
     corpus: dict[str, object]
     chunking: dict[str, object]
+    encoding: dict[str, object]
 
 
 def build(
@@ -63,6 +65,7 @@ def build(
         facts: dict[str, object] = {
             "corpus": source.corpus,
             "chunking": source.chunking,
+            "encoding": source.encoding,
             "encoder": encoder.fingerprint,
             "lexical": "bm25" if lexical else "none",
             "dtype": str(dtype).removeprefix("torch."),

@@ -52,12 +52,12 @@ class Index:
         self._database = sqlite3.connect(location, uri=True, check_same_thread=False)
 
     def require(self, part: str, configured: object, remedy: str) -> None:
-        """Refuse the index when `configured` is not what its manifest says of "corpus", "chunking" or "encoder".
+        """Refuse the index when `configured` is not what its manifest says of "corpus", "chunking" or "encoding".
 
         Raises:
             StaleIndexError: with the first differing fact on both sides and the command that mends it.
         """
-        built = self.manifest[part]
+        built = self.manifest.get(part)
         if built == configured:
             return
         difference = _difference(built, configured)

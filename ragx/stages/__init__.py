@@ -3,7 +3,7 @@
 The only modules with late imports: torch and its company are loaded when a stage runs, not when ragx is imported.
 """
 
-from ragx.stages.answer import Answerer, ask, baseline_means, compare, evaluate, report_json
+from ragx.stages.answer import Answerer, ask, compare, evaluate, report_json
 from ragx.stages.finetune import finetune
 from ragx.stages.index import build_index, index_stats
 from ragx.stages.project import check, init
@@ -11,7 +11,6 @@ from ragx.stages.project import check, init
 __all__ = [
     "Answerer",
     "ask",
-    "baseline_means",
     "build_index",
     "check",
     "compare",

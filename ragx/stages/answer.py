@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -14,7 +13,7 @@ from ragx.artifacts import file_sha256, fingerprint, read_manifest, untrusted
 from ragx.config import Config
 from ragx.errors import DataError
 from ragx.records import Answer, Hit, Interval, Progress, Report, no_progress
-from ragx.stages.models import MODEL_KIND, has_tuned_model, open_model
+from ragx.stages.models import MODEL_KIND, open_model, resolve_which
 
 if TYPE_CHECKING:
     from ragx.evaluation.report import Bootstrap
@@ -58,6 +57,8 @@ def evaluate(config: Config, *, split: str = "auto", which: str = "auto", progre
     from ragx.corpus.questions import read_examples
     from ragx.evaluation.gates import parse_gates
     from ragx.evaluation.metrics import parse_metrics
+    from ragx.evaluation.predict import predict
+    from ragx.evaluation.report import make_report, write_report
 
     metrics = parse_metrics(config.eval.metrics)
     gates = parse_gates(config.eval.gates, config.eval.metrics)
@@ -67,11 +68,8 @@ def evaluate(config: Config, *, split: str = "auto", which: str = "auto", progre
         raise DataError(f"data.{split}: no questions are configured for this split")
     examples = read_examples(path, config.data.on_error)
 
-    from ragx.evaluation.predict import predict
-    from ragx.evaluation.report import make_report, write_report
-
     started = time.monotonic()
-    which = ("tuned" if has_tuned_model(config) else "base") if which == "auto" else which
+    which = resolve_which(config, which)
     model = open_model(config, which)
     predictions = predict(
         model,
@@ -108,12 +106,6 @@ def compare(config: Config, report: Report, baseline: Path) -> dict[str, Interva
     before = read_predictions(baseline)
     shared = [name for name in report.metrics if all(name in prediction.scores for prediction in before)]
     return difference(before, report.predictions, shared, _bootstrap(config))
-
-
-def baseline_means(baseline: Path) -> dict[str, float]:
-    """The metric values of an earlier report."""
-    found = json.loads(baseline.read_text(encoding="utf-8"))
-    return {name: value["value"] for name, value in found["metrics"].items()}
 
 
 def report_json(report: Report, differences: dict[str, Interval] | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from ragx.artifacts import file_sha256, fingerprint, read_manifest, write_text
 from ragx.config import Config, dump_config
 from ragx.errors import ArtifactError
 from ragx.records import Progress, no_progress
-from ragx.stages.models import compute_dtype, passage_encoder
+from ragx.stages.models import compute_dtype, encoding_facts, passage_encoder
 
 if TYPE_CHECKING:
     from ragx.corpus.readers import Fields
@@ -85,8 +86,8 @@ def _is_up_to_date(generation: Path, source: Source, encoder: Encoder, config: C
     except ArtifactError as error:
         log.warning("%s; building it anew", error)
         return False
-    wanted = (source.corpus, source.chunking, encoder.fingerprint, config.index.lexical)
-    return wanted == tuple(manifest[part] for part in ("corpus", "chunking", "encoder", "lexical"))
+    wanted = dataclasses.asdict(source) | {"encoder": encoder.fingerprint, "lexical": config.index.lexical}
+    return all(manifest.get(part) == facts for part, facts in wanted.items())
 
 
 def _source(config: Config) -> Source:
@@ -98,7 +99,7 @@ def _source(config: Config) -> Source:
         for path, name in corpus_files(config.corpus.paths)
     }
     fields = config.corpus.model_dump(mode="json", exclude={"paths"})
-    return Source({"files": files, **fields}, config.passages.model_dump(mode="json"))
+    return Source({"files": files, **fields}, config.passages.model_dump(mode="json"), encoding_facts(config))
 
 
 def corpus_fields(config: Config) -> Fields:

@@ -113,6 +113,7 @@ def open_index(config: Config) -> Index:
 
     index = Index(config.run_dir / "index", "ragx index")
     index.require("chunking", config.passages.model_dump(mode="json"), "ragx index")
+    index.require("encoding", encoding_facts(config), "ragx index")
     reference = config.encoder.passage_model or config.encoder.model
     weights = model_fingerprint(_resolve(config, reference, config.encoder.sha256))
     index.require("encoder", {**index.manifest["encoder"], "weights": weights}, "ragx index")
@@ -125,10 +126,20 @@ def open_index(config: Config) -> Index:
     return index
 
 
+def encoding_facts(config: Config) -> dict[str, object]:
+    """What the configuration says of how passages become vectors, besides the encoder's name."""
+    return config.encoder.model_dump(mode="json", include={"passage_prefix", "pooling", "normalize", "max_tokens"})
+
+
 def has_tuned_model(config: Config) -> bool:
     """Whether a finished fine-tuning stands in the run folder."""
     recover_folder(config.run_dir / "model")
     return (config.run_dir / "model").is_dir()
+
+
+def resolve_which(config: Config, which: str) -> str:
+    """ "base" or "tuned"; "auto" is tuned where there is one."""
+    return ("tuned" if has_tuned_model(config) else "base") if which == "auto" else which
 
 
 def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None = None) -> RagModel:
@@ -146,7 +157,7 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     from ragx.rag.prompts import PromptSettings
     from ragx.rag.retriever import RetrievalSettings, Retriever, starting_prior
 
-    which = ("tuned" if has_tuned_model(config) else "base") if which == "auto" else which
+    which = resolve_which(config, which)
     index = open_index(config)
     encoder_folder, weights = _folders(config)
     adapter, prior = None, (config.retrieval.temperature, config.retrieval.lexical_weight)

@@ -250,6 +250,20 @@ def test_index_of_another_chunking(cli, indexed):
     refused(done, "built with another chunking (size: 12 then, 13 now); run: ragx index")
 
 
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("passage_prefix='passage: '", "passage_prefix: None then, passage:  now"),
+        ("pooling=cls", "pooling: None then, cls now"),
+        ("normalize=true", "normalize: None then, True now"),
+        ("max_tokens=40", "max_tokens: 48 then, 40 now"),
+    ],
+)
+def test_index_of_another_encoding(cli, indexed, override, difference):
+    done = cli("ask", "Who?", "-q", "-c", indexed(), "--set", f"encoder.{override}")
+    refused(done, f"built with another encoding ({difference}); run: ragx index")
+
+
 def test_index_older_than_the_corpus(cli, indexed, tiny_corpus):
     config = indexed()
     tiny_corpus.corpus.write_text(tiny_corpus.corpus.read_text() + '{"id": "x", "text": "new"}\n')

@@ -12,7 +12,7 @@ import ragx
 
 ROOT = Path(ragx.__file__).parent
 ORDER = """
-errors records config artifacts models
+errors records config.strict_yaml config.schema config artifacts models
 corpus corpus.answers corpus.readers corpus.passages corpus.questions
 index index.encoder index.vectors index.lexical index.build index.store
 rag rag.marginal rag.retriever
@@ -33,8 +33,8 @@ HOMES = {
     "accelerate": ("training.",),
     "ir_measures": ("evaluation.metrics",),
     "scipy": ("evaluation.significance",),
-    "pydantic": ("config",),
-    "yaml": ("config",),
+    "pydantic": ("config.schema",),
+    "yaml": ("config.strict_yaml",),
     "typer": ("cli.",),
     "rich": ("cli.",),
 }
