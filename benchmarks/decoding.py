@@ -111,8 +111,7 @@ def main() -> None:
 
     def ours() -> None:
         state = generator.start([pair for row in rows for pair in row])
-        options = {"marginal": "sequence", "decoding": "thorough"}
-        found[:] = decode(generator, state, priors, num_beams=1, **options)
+        found[:] = decode(generator, state, priors, marginal="sequence", decoding="thorough", num_beams=1)
 
     def theirs(length: int | None) -> None:
         for pairs, prior in zip(rows, priors, strict=True):

@@ -54,13 +54,15 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer with log p(y|x) in nats, the number of its tokens and the passages it was marginalised over."""
+    """An answer with log p(y|x) in nats and the passages it was marginalised over; its tokens with the end, and after
+    each of them the posterior of those passages."""
 
     question: str
     text: str
     log_probability: float
-    tokens: int
     hits: tuple[Hit, ...]
+    tokens: tuple[str, ...]
+    token_posterior: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)

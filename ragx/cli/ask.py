@@ -45,9 +45,11 @@ def ask(
         raise DataError("the question is empty")
     answerer = stages.Answerer(loaded, model)
     if question is not None:
-        answer = answerer.answer([question])[0]
-        _print(answer, as_json)
-        if not (quiet or as_json):
+        if as_json:
+            _print(answerer.answer([question])[0], as_json)
+            return
+        answer = _write(answerer, question)
+        if not quiet:
             _show_passages(answer, full=False)
     elif sys.stdin.isatty():
         _converse(answerer)
@@ -86,9 +88,26 @@ def _converse(answerer: stages.Answerer) -> None:
         elif line.startswith(":"):
             console.print(HELP)
         elif line:
-            last = answerer.answer([line])[0]
-            _print(last, as_json=False)
+            last = _write(answerer, line)
             _show_passages(last, full=False)
+
+
+def _write(answerer: stages.Answerer, question: str) -> Answer:
+    """Answer on stdout, at a terminal while it is written where the decoding allows it."""
+    shown = ""
+
+    def show(text: str) -> None:
+        nonlocal shown
+        line = " ".join(text.split())
+        if line.startswith(shown) and not line.endswith("\ufffd"):
+            typer.echo(line[len(shown) :], nl=False)
+            shown = line
+
+    streams = answerer.streams and sys.stdout.isatty()
+    answer = answerer.answer([question], show if streams else None)[0]
+    final = " ".join(answer.text.split())
+    typer.echo(final.removeprefix(shown) if final.startswith(shown) else f"\n{final}")
+    return answer
 
 
 def _print(answer: Answer, as_json: bool) -> None:
@@ -114,6 +133,10 @@ def _object(answer: Answer) -> dict[str, Any]:
                 "posterior": hit.posterior,
             }
             for hit in answer.hits
+        ],
+        "attribution": [
+            {"token": token, "posterior": posterior}
+            for token, posterior in zip(answer.tokens, answer.token_posterior, strict=True)
         ],
     }
 

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from ragx.rag.generator import Generator, Layers, Pair, State, cache_of, layers_of, pad_rows
+from ragx.rag.generator import Generator, Pair, pad_rows
+from ragx.rag.state import Layers, State, cache_of, joined, layers_of
 
 
 class CausalGenerator(Generator):
@@ -14,8 +16,7 @@ class CausalGenerator(Generator):
 
     chats = True
 
-    def token_log_probs(self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        prompts = [self.template.ids(passage, question) for question, passage in pairs]
+    def _gold_log_probs(self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]) -> Tensor:
         sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         ids, mask = pad_rows(sequences, self.pad_id, self.device)
         hidden = self.base.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
@@ -23,17 +24,34 @@ class CausalGenerator(Generator):
         starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
         rows, columns = answer_mask.nonzero(as_tuple=True)
         found = self._gold(hidden[rows, starts[rows] + columns], gold[answer_mask])
-        return torch.zeros(gold.shape, device=self.device).masked_scatter(answer_mask, found), answer_mask
+        return torch.zeros(gold.shape, device=self.device).masked_scatter(answer_mask, found)
 
     def start(self, pairs: Sequence[Pair]) -> State:
         prompts = [self.template.ids(passage, question) for question, passage in pairs]
-        ids, mask = pad_rows(prompts, self.pad_id, self.device, left=True)
-        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        output = self.base.base_model(
-            input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=True, past_key_values=None
+        attention = pad_rows(prompts, self.pad_id, self.device, left=True)[1]
+        batches = self._batches([len(prompt) for prompt in prompts])
+        parts, last = [], []
+        for rows in batches:
+            ids, mask = pad_rows([prompts[row] for row in rows], self.pad_id, self.device, left=True)
+            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+            output = self.base.base_model(
+                input_ids=ids,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                use_cache=True,
+                past_key_values=DynamicCache(),
+            )
+            parts.append(layers_of(output.past_key_values))
+            last.append(output.last_hidden_state[:, -1])
+        length = attention.shape[1]
+        places = torch.tensor([row for rows in batches for row in rows], device=self.device).argsort()
+        return State(
+            log_probs=self._next(torch.cat(last)[places]),
+            layers=joined(parts, batches, length, self.max_answer_tokens),
+            filled=length,
+            attention=attention,
+            positions=attention.long().sum(-1),
         )
-        log_probs = self._next(output.last_hidden_state[:, -1])
-        return State(log_probs, layers_of(output.past_key_values), mask, mask.long().sum(-1))
 
     def advance(self, state: State, tokens: Tensor) -> State:
         hidden, layers, attention = self._continue(state, tokens.unsqueeze(-1))
@@ -41,6 +59,7 @@ class CausalGenerator(Generator):
             state,
             log_probs=self._next(hidden[:, -1]),
             layers=layers,
+            filled=state.filled + 1,
             attention=attention,
             positions=state.positions + 1,
         )
@@ -61,7 +80,7 @@ class CausalGenerator(Generator):
             input_ids=tokens,
             attention_mask=attention.long(),
             position_ids=state.positions.unsqueeze(-1) + torch.arange(tokens.shape[1], device=tokens.device),
-            past_key_values=cache_of(state.layers),
+            past_key_values=cache_of(state.layers, state.filled),
             use_cache=True,
         )
         return output.last_hidden_state, layers_of(output.past_key_values), attention

@@ -5,36 +5,60 @@ RAG-Sequence takes each passage's best texts as candidates and then either score
 ("thorough") or counts only the passages whose beam holds it ("fast"; Lewis et al. 2020, section 2.5).
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ragx.rag.generator import Generator, State
+from ragx.rag.generator import Generator
 from ragx.rag.marginal import (
     log_likelihood,
+    running_posterior,
     sequence_posterior,
     token_posterior,
 )
+from ragx.rag.state import State
+
+COMPACT_BELOW = 0.75
+"""Share of prompts still written after below which the finished ones are dropped; dropping copies the others."""
+
+Beam = list[tuple[list[int], float]]
+"""Token sequences with log p, best first."""
+Stream = Callable[[str], None]
+"""Called with the answer so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An answer with log p(y|x), the number of its tokens with the end, and the posterior of its K passages."""
+    """An answer with log p(y|x), its tokens with the end, the posterior of its K passages, and the posterior of the
+    passages after each token."""
 
     text: str
     log_probability: float
-    tokens: int
+    tokens: tuple[str, ...]
     posterior: tuple[float, ...]
+    token_posterior: tuple[tuple[float, ...], ...]
 
 
 def decode(
-    generator: Generator, state: State, log_prior: Tensor, *, marginal: str, decoding: str, num_beams: int
+    generator: Generator,
+    state: State,
+    log_prior: Tensor,
+    *,
+    marginal: str,
+    decoding: str,
+    num_beams: int,
+    stream: Stream | None = None,
 ) -> list[Decoded]:
-    """The best answer to each of B questions, from the started state of its B * K prompts and its log-prior [B, K]."""
+    """The best answer to each of B questions, from the started state of its B * K prompts and its log-prior [B, K].
+
+    `stream` follows the answer to one question while it is written, where that is the final one: the token marginal
+    with one beam.
+    """
     questions, k = log_prior.shape
     if marginal == "token":
-        found = beam_search(generator, state, log_prior, num_beams)
+        found = beam_search(generator, state, log_prior, num_beams, stream if num_beams == questions == 1 else None)
         candidates = [[generator.text(best[0][0])] for best in found]
         return _rescore(generator, state, log_prior, candidates, marginal)
     alone = torch.zeros((questions * k, 1), device=log_prior.device)
@@ -49,55 +73,95 @@ def decode(
 
 
 def beam_search(
-    generator: Generator, state: State, log_prior: Tensor, num_beams: int
-) -> list[list[tuple[list[int], float]]]:
+    generator: Generator, state: State, log_prior: Tensor, num_beams: int, stream: Stream | None = None
+) -> list[Beam]:
     """For each of G groups of K rows of `state`, up to `num_beams` token sequences with their log-probabilities.
 
     A step's distribution is the marginal over the group's rows under `log_prior` [G, K]; with K = 1 and a log-prior of
-    0 it is the model's own. One beam is greedy search. No length normalisation: the score is log p(y|x).
+    0 it is the model's own. One beam is greedy search. No length normalisation: the score is log p(y|x). A group whose
+    best sequences no live one can overtake is finished, and soon dropped from the batch.
     """
-    groups, k = log_prior.shape
-    device = log_prior.device
+    groups = [_Group(num_beams) for _ in range(len(log_prior))]
+    slots = list(range(len(groups)))
     width = num_beams * (1 + len(generator.stop_ids))
-    written: list[list[list[int]]] = [[[]] for _ in range(groups)]
-    scores = torch.zeros((groups, 1), device=device)
-    finished: list[list[tuple[list[int], float]]] = [[] for _ in range(groups)]
     for step in range(generator.max_answer_tokens):
-        beams = scores.shape[1]
-        rows = state.log_probs.reshape(groups, beams, k, -1)
-        marginals = torch.logsumexp(rows + log_prior[:, None, :, None], dim=2)
-        flat = (scores.unsqueeze(-1) + marginals).flatten(1)
-        totals, choices = flat.topk(min(width, flat.shape[-1]), dim=-1)
-        vocabulary = marginals.shape[-1]
+        totals, choices, vocabulary = _choices(state, log_prior[slots], [groups[slot].scores for slot in slots], width)
         last = step == generator.max_answer_tokens - 1
-        kept: list[list[tuple[int, int, float]]] = []
-        for group in range(groups):
-            live: list[tuple[int, int, float]] = []
-            for rank, (total, choice) in enumerate(zip(totals[group].tolist(), choices[group].tolist(), strict=True)):
-                beam, token = divmod(choice, vocabulary)
-                if token in generator.stop_ids or last:
-                    if rank < num_beams:
-                        finished[group].append(([*written[group][beam], token], total))
-                elif len(live) < num_beams:
-                    live.append((beam, token, total))
-            kept.append(live)
-        if last or all(_done(done, live, num_beams) for done, live in zip(finished, kept, strict=True)):
+        for slot, total, choice in zip(slots, totals, choices, strict=True):
+            ranked = [(*divmod(token, vocabulary), score) for token, score in zip(choice, total, strict=True)]
+            groups[slot].extend(ranked, generator.stop_ids, last)
+        if stream is not None:
+            stream(generator.text(groups[0].best))
+        active = [place for place, slot in enumerate(slots) if not groups[slot].done]
+        if not active:
             break
-        written = [[[*written[g][beam], token] for beam, token, _ in live] for g, live in enumerate(kept)]
-        scores = torch.tensor([[total for _, _, total in live] for live in kept], device=device)
-        parents = torch.tensor([[beam for beam, _, _ in live] for live in kept], device=device)
-        tokens = torch.tensor([[token for _, token, _ in live] for live in kept], device=device)
-        offsets = torch.arange(groups, device=device)[:, None] * beams
-        sources = (((offsets + parents) * k).unsqueeze(-1) + torch.arange(k, device=device)).reshape(-1)
-        same = torch.equal(sources, torch.arange(len(sources), device=device)) and len(sources) == len(state.log_probs)
-        state = generator.advance(state if same else state.select(sources), tokens.reshape(-1).repeat_interleave(k))
-    return [sorted(done, key=lambda found: -found[1])[:num_beams] for done in finished]
+        if len(active) > COMPACT_BELOW * len(slots):
+            active = list(range(len(slots)))
+        state = _advance(generator, state, [groups[slot] for slot in slots], active, log_prior.shape[1])
+        slots = [slots[place] for place in active]
+    return [group.finished for group in groups]
 
 
-def _done(finished: list[tuple[list[int], float]], live: list[tuple[int, int, float]], num_beams: int) -> bool:
-    """No live beam can still enter the best: scores only fall."""
-    best = sorted((score for _, score in finished), reverse=True)[:num_beams]
-    return len(best) == num_beams and best[-1] >= max(total for _, _, total in live)
+class _Group:
+    """The beam of one distribution: live sequences and finished ones."""
+
+    def __init__(self, num_beams: int) -> None:
+        self.num_beams = num_beams
+        self.live: list[tuple[int, list[int], float]] = [(0, [], 0.0)]
+        self.finished: Beam = []
+        self.done = False
+
+    @property
+    def scores(self) -> list[float]:
+        """log p of the live sequences."""
+        return [score for _, _, score in self.live]
+
+    @property
+    def best(self) -> list[int]:
+        """The tokens of the first sequence."""
+        return self.finished[0][0] if self.finished else self.live[0][1]
+
+    def extend(self, ranked: Sequence[tuple[int, int, float]], stop_ids: frozenset[int], last: bool) -> None:
+        """Take the best continuations (live sequence, token, log p), best first; all of them end when `last`."""
+        if self.done:
+            return
+        live: list[tuple[int, list[int], float]] = []
+        for rank, (beam, token, score) in enumerate(ranked):
+            written = [*self.live[beam][1], token]
+            if token in stop_ids or last:
+                if rank < self.num_beams:
+                    self.finished.append((written, score))
+            elif len(live) < self.num_beams:
+                live.append((beam, written, score))
+        self.finished = sorted(self.finished, key=lambda found: -found[1])[: self.num_beams]
+        worst = self.finished[-1][1] if len(self.finished) == self.num_beams else float("-inf")
+        self.done = last or worst >= max(score for _, _, score in live)  # scores only fall
+        self.live = live
+
+
+def _choices(
+    state: State, log_prior: Tensor, scores: list[list[float]], width: int
+) -> tuple[list[list[float]], list[list[int]], int]:
+    """The `width` best continuations of each group: log p, and beam * V + token; and V."""
+    groups, k = log_prior.shape
+    beams = max(map(len, scores))
+    rows = state.log_probs.reshape(groups, beams, k, -1)
+    joint = rows + log_prior[:, None, :, None]
+    marginals = joint[:, :, 0] if k == 1 else torch.logsumexp(joint, dim=2)
+    so_far = torch.tensor(scores, device=log_prior.device)
+    totals, choices = (so_far.unsqueeze(-1) + marginals).flatten(1).topk(min(width, marginals[0].numel()), dim=-1)
+    return totals.tolist(), choices.tolist(), marginals.shape[-1]
+
+
+def _advance(generator: Generator, state: State, groups: list[_Group], active: list[int], k: int) -> State:
+    """The state one token on, of the active groups alone; what a finished one among them gets does not matter."""
+    beams = len(state.log_probs) // (len(groups) * k)
+    live = [(place * beams + parent, written[-1]) for place in active for parent, written, _ in groups[place].live]
+    rows = [row * k + j for row, _ in live for j in range(k)]
+    if rows != list(range(len(state.log_probs))):
+        state = state.select(torch.tensor(rows, device=state.positions.device))
+    tokens = torch.tensor([token for _, token in live], device=state.positions.device)
+    return generator.advance(state, tokens.repeat_interleave(k))
 
 
 def _fast_best(beams: list[list[tuple[str, float]]], log_prior: Tensor) -> str:
@@ -125,16 +189,20 @@ def _rescore(
         log_probs, mask = log_probs.reshape(len(rows), k, -1), mask.reshape(len(rows), k, -1)
         prior = log_prior[rows]
         totals = log_likelihood(marginal, prior, log_probs, mask)
-        posteriors = _posteriors(marginal, prior, log_probs, mask)
-        for row, answer, total, posterior in zip(rows, answers, totals.tolist(), posteriors.tolist(), strict=True):
+        posteriors, by_token = _posteriors(marginal, prior, log_probs, mask)
+        found = zip(rows, answers, totals.tolist(), posteriors.tolist(), by_token.tolist(), strict=True)
+        for row, answer, total, posterior, columns in found:
             standing = best[row]
             if standing is None or total > standing.log_probability:
-                best[row] = Decoded(candidates[row][slot], total, len(answer), tuple(posterior))
+                tokens = tuple(generator.tokenizer.decode([token]) for token in answer)
+                of_tokens = tuple(zip(*(column[: len(answer)] for column in columns), strict=True))
+                best[row] = Decoded(candidates[row][slot], total, tokens, tuple(posterior), of_tokens)
     return [decoded for decoded in best if decoded is not None]
 
 
-def _posteriors(marginal: str, log_prior: Tensor, log_probs: Tensor, mask: Tensor) -> Tensor:
-    """p(z|x,y) [B, K]; for the token marginal the mean over the answer's tokens."""
+def _posteriors(marginal: str, log_prior: Tensor, log_probs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """p(z|x,y) [B, K], for the token marginal its mean over the answer's tokens; and p(z|x,y_<=t) [B, K, T]."""
     if marginal == "sequence":
-        return sequence_posterior(log_prior, log_probs, mask)
-    return (token_posterior(log_prior, log_probs) * mask).sum(-1) / mask.sum(-1)
+        return sequence_posterior(log_prior, log_probs, mask), running_posterior(log_prior, log_probs, mask)
+    by_token = token_posterior(log_prior, log_probs)
+    return (by_token * mask).sum(-1) / mask.sum(-1), by_token

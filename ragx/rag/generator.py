@@ -1,13 +1,13 @@
 """p(y_t|x,z,y_<t): what every generator can do, whatever its architecture.
 
 Only gold-token log-probabilities are computed: the hidden states at answer positions are gathered and projected to the
-vocabulary in slices, each recomputed in the backward pass, so that no [N, T, V] tensor exists. For decoding, a prompt
-runs through the model once; its key-values or encoder states serve generation and every rescoring.
+vocabulary in slices, each recomputed in the backward pass, so that no [N, T, V] tensor exists. Pairs run in batches of
+like length, so that little is padding. For decoding, a prompt runs through the model once; its key-values or encoder
+states serve generation and every rescoring.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,46 +16,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from ragx.errors import ArtifactError, RagxError
 from ragx.rag.prompts import PromptSettings, PromptTemplate
+from ragx.rag.state import State
 from ragx.records import Passage
 
 SLICE = 512
 """Rows of hidden states projected to the vocabulary at once."""
+TOKENS_AT_ONCE = {"cpu": 2048}
+"""Tokens, padding included, of one batch of like length; a graphics processor wants larger batches."""
+TOKENS_ELSEWHERE = 16384
 
 Pair = tuple[str, Passage]
 """A question and a passage that may answer it."""
-Layers = tuple[tuple[Tensor, Tensor], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """N prompts that went through the model, with what was written after each.
-
-    log_probs [N, V] of the next token; keys and values of the decoder (and of the cross-attention); the attention mask
-    [N, L] over the prompt, for causal models grown by what was written; next position [N].
-    """
-
-    log_probs: Tensor
-    layers: Layers
-    attention: Tensor
-    positions: Tensor
-    cross: Layers = ()
-    encoder_states: Tensor | None = None
-
-    def select(self, rows: Tensor) -> "State":
-        """The state whose row i is this one's row `rows[i]`."""
-        return State(
-            self.log_probs[rows],
-            tuple((keys[rows], values[rows]) for keys, values in self.layers),
-            self.attention[rows],
-            self.positions[rows],
-            tuple((keys[rows], values[rows]) for keys, values in self.cross),
-            None if self.encoder_states is None else self.encoder_states[rows],
-        )
 
 
 class Generator(ABC):
@@ -72,6 +46,7 @@ class Generator(ABC):
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.stop_ids)
         chat = self.chats and tokenizer.chat_template is not None
         self.template = PromptTemplate(tokenizer, prompt, chat=chat)
+        self.recompute = False
         self._scale = 1.0
 
     def answer_ids(self, answer: str) -> list[int]:
@@ -87,9 +62,40 @@ class Generator(ABC):
         stop = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
         return str(self.tokenizer.decode(list(ids[:stop]), skip_special_tokens=True)).strip()
 
-    @abstractmethod
     def token_log_probs(self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Gold-token log-probabilities [N, T] in float32 and their mask [N, T], with gradient when it is enabled."""
+        """Gold-token log-probabilities [N, T] in float32 and their mask [N, T], with gradient when it is enabled.
+
+        With `recompute`, what a batch needs for its backward pass is computed again there instead of kept.
+        """
+        prompts = [self.template.ids(passage, question) for question, passage in pairs]
+        mask = self._answers(answers)[1]
+        parts, order = [], []
+        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        for rows in self._batches(lengths):
+            batch = [prompts[row] for row in rows], [answers[row] for row in rows]
+            if self.recompute and torch.is_grad_enabled():
+                found = checkpoint(self._gold_log_probs, *batch, use_reentrant=False)
+            else:
+                found = self._gold_log_probs(*batch)
+            parts.append(nn.functional.pad(found, (0, mask.shape[1] - found.shape[1])))
+            order += rows
+        places = torch.tensor(order, device=self.device).argsort()
+        return torch.cat(parts)[places], mask
+
+    @abstractmethod
+    def _gold_log_probs(self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]) -> Tensor:
+        """log p [N, T] of the answers' tokens after their prompts, in one batch; 0 where an answer has ended."""
+
+    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Rows sorted by length, longest first, in batches whose padded size stays within the budget."""
+        budget = TOKENS_AT_ONCE.get(self.device.type, TOKENS_ELSEWHERE)
+        batches: list[list[int]] = []
+        for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+            if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
+                batches[-1].append(row)
+            else:
+                batches.append([row])
+        return batches
 
     @abstractmethod
     def start(self, pairs: Sequence[Pair]) -> State:
@@ -195,19 +201,3 @@ def pad_rows(
         ids[number, place] = torch.tensor(row, dtype=torch.long)
         mask[number, place] = True
     return ids.to(device), mask.to(device)
-
-
-def layers_of(cache: Any) -> Layers:
-    """Keys and values of every layer of a transformers cache."""
-    return tuple((layer.keys, layer.values) for layer in cache.layers)
-
-
-def cache_of(layers: Layers) -> DynamicCache:
-    """A transformers cache that holds the given tensors themselves: its constructor would copy them."""
-    cache = DynamicCache()
-    for keys, values in layers:
-        layer = DynamicLayer()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
-    return cache

@@ -49,6 +49,11 @@ def sequence_posterior(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor)
     return torch.softmax(sequence_joint(log_prior, token_log_probs, mask), dim=-1)
 
 
+def running_posterior(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """p(z|x,y_<=t) [B, K, T] under RAG-Sequence: what the answer so far says of the passages."""
+    return torch.softmax(log_prior.unsqueeze(-1) + masked(token_log_probs, mask).cumsum(-1), dim=1)
+
+
 def token_posterior(log_prior: Tensor, token_log_probs: Tensor) -> Tensor:
     """p(z|x,y_<=t) [B, K, T] of each token under RAG-Token: which passage the token came from (Figure 2)."""
     return torch.softmax(log_prior.unsqueeze(-1) + token_log_probs.float(), dim=1)

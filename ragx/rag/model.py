@@ -6,15 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ragx.rag.decoding import Decoded, decode
+from ragx.rag.decoding import Decoded, Stream, decode
 from ragx.rag.generator import Generator, Pair
 from ragx.rag.marginal import log_likelihood, masked, sequence_posterior, token_posterior
 from ragx.rag.retriever import Retrieval, Retriever
 
 PRUNE_BELOW = 0.6
 """Share of passages carrying the wanted posterior mass above which one ordinary pass is cheaper than two."""
-PASSAGE_BUDGET = 24
-"""(question, passage) pairs that go through the generator at once when no gradient is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +62,8 @@ class RagModel(nn.Module):
         pairs = pairs_of(questions, retrieval)
         ids = [self.generator.answer_ids(answer) for answer in answers]
         two_passes = torch.is_grad_enabled() and posterior_mass < 1.0 and self.kept_share < PRUNE_BELOW
-        if two_passes or not torch.is_grad_enabled():
-            with torch.no_grad():
-                log_probs, mask = self._log_probs(pairs, ids)
-        else:
-            flat = [pair for row in pairs for pair in row]
-            log_probs, mask = self._reshape(*self.generator.token_log_probs(flat, self._repeat(ids, pairs)), len(pairs))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not two_passes):
+            log_probs, mask = self._log_probs(pairs, ids)
         nll = -log_likelihood(self.marginal, retrieval.log_prior, log_probs, mask)
         weights = self._weights(retrieval.log_prior.detach(), log_probs.detach(), mask)
         kept = _kept(weights.amax(-1), posterior_mass)
@@ -88,16 +82,24 @@ class RagModel(nn.Module):
         num_beams: int,
         retrieval: Retrieval | None = None,
         references: Sequence[str] | None = None,
+        stream: Stream | None = None,
     ) -> Answered:
         """The best answer to each question, and log p of given reference answers, from one pass over the prompts.
 
-        The passages are those of `retrieval`, where it is given.
+        The passages are those of `retrieval`, where it is given; `stream` is called with one question's answer so far.
         """
         retrieval = retrieval or self.retriever(questions)
         pairs = pairs_of(questions, retrieval)
         state = self.generator.start([pair for row in pairs for pair in row])
-        options = {"marginal": self.marginal, "decoding": decoding}
-        decoded = decode(self.generator, state, retrieval.log_prior, num_beams=num_beams, **options)
+        decoded = decode(
+            self.generator,
+            state,
+            retrieval.log_prior,
+            marginal=self.marginal,
+            decoding=decoding,
+            num_beams=num_beams,
+            stream=stream,
+        )
         if references is None:
             return Answered(decoded, retrieval)
         ids = [self.generator.answer_ids(reference) for reference in references]
@@ -106,20 +108,9 @@ class RagModel(nn.Module):
         return Answered(decoded, retrieval, nll.tolist(), [len(answer) for answer in ids])
 
     def _log_probs(self, pairs: list[list[Pair]], ids: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Gold-token log-probabilities [B, K, T] without graph, length-sorted in slices that fit memory."""
+        """Gold-token log-probabilities and mask, [B, K, T]."""
         flat = [pair for row in pairs for pair in row]
-        answers = self._repeat(ids, pairs)
-        length = max(map(len, ids))
-        log_probs = torch.zeros((len(flat), length), device=self.generator.device)
-        mask = torch.zeros((len(flat), length), dtype=torch.bool, device=self.generator.device)
-        order = sorted(range(len(flat)), key=lambda row: -len(flat[row][1].text))
-        for start in range(0, len(order), PASSAGE_BUDGET):
-            rows = order[start : start + PASSAGE_BUDGET]
-            chosen, wanted = [flat[row] for row in rows], [answers[row] for row in rows]
-            part, part_mask = self.generator.token_log_probs(chosen, wanted)
-            log_probs[rows, : part.shape[1]] = part
-            mask[rows, : part.shape[1]] = part_mask
-        return self._reshape(log_probs, mask, len(pairs))
+        return self._reshape(*self.generator.token_log_probs(flat, self._repeat(ids, pairs)), len(pairs))
 
     def _generator_gradient(
         self, pairs: list[list[Pair]], ids: list[list[int]], weights: Tensor, kept: Tensor

@@ -1,5 +1,6 @@
 """Encoder-decoder generators: BART and T5."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from ragx.errors import ArtifactError
-from ragx.rag.generator import Generator, Pair, State, cache_of, layers_of, pad_rows
+from ragx.rag.generator import Generator, Pair, pad_rows
 from ragx.rag.prompts import PromptSettings, special_ids
+from ragx.rag.state import State, cache_of, layers_of, with_room
 
 
 class Seq2SeqGenerator(Generator):
@@ -23,19 +25,28 @@ class Seq2SeqGenerator(Generator):
             raise ArtifactError(f"{self.base.config.name_or_path}: its config names no decoder_start_token_id")
         self.decoder_prefix = [int(start), *special_ids(tokenizer)[0]]
 
-    def token_log_probs(self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        states, attention = self._encode(pairs)
+    def _gold_log_probs(self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]) -> Tensor:
+        states, attention = self._encode(prompts)
         gold, mask = self._answers(answers)
         inputs = torch.cat([self._prefix(len(gold)), gold[:, :-1]], dim=-1)
         hidden = self._decode(inputs, states, attention, None).last_hidden_state[:, len(self.decoder_prefix) - 1 :]
         found = self._gold(hidden[mask], gold[mask])
-        return torch.zeros(gold.shape, device=self.device).masked_scatter(mask, found), mask
+        return torch.zeros(gold.shape, device=self.device).masked_scatter(mask, found)
 
     def start(self, pairs: Sequence[Pair]) -> State:
-        states, attention = self._encode(pairs)
+        prompts = [self.template.ids(passage, question) for question, passage in pairs]
+        attention = pad_rows(prompts, self.pad_id, self.device)[1]
+        states: Tensor | None = None
+        for rows in self._batches([len(prompt) for prompt in prompts]):
+            found = self._encode([prompts[row] for row in rows])[0]
+            states = found.new_zeros((*attention.shape, found.shape[-1])) if states is None else states
+            states[rows, : found.shape[1]] = found
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         output = self._decode(self._prefix(len(pairs)), states, attention, cache)
-        return self._state(output, states, attention)
+        state = self._state(output, states, attention)
+        return dataclasses.replace(
+            state, layers=tuple(with_room(*layer, self.max_answer_tokens) for layer in state.layers)
+        )
 
     def advance(self, state: State, tokens: Tensor) -> State:
         output = self._resume(state, tokens.unsqueeze(-1))
@@ -50,8 +61,7 @@ class Seq2SeqGenerator(Generator):
         rest = self._gold(hidden.reshape(-1, hidden.shape[-1]), gold[:, 1:].reshape(-1)).reshape(len(gold), -1)
         return torch.cat([first, rest], dim=-1).masked_fill(~mask, 0.0), mask
 
-    def _encode(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-        prompts = [self.template.ids(passage, question) for question, passage in pairs]
+    def _encode(self, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         ids, mask = pad_rows(prompts, self.pad_id, self.device)
         return self.base.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask
 
@@ -65,14 +75,22 @@ class Seq2SeqGenerator(Generator):
         )
 
     def _resume(self, state: State, ids: Tensor) -> Any:
-        cache = EncoderDecoderCache(cache_of(state.layers), cache_of(state.cross))
+        cache = EncoderDecoderCache(
+            cache_of(state.layers, state.filled), cache_of(state.cross, state.attention.shape[1])
+        )
         return self._decode(ids, state.encoder_states, state.attention, cache)
 
     def _state(self, output: Any, states: Tensor | None, attention: Tensor) -> State:
-        cache = output.past_key_values
-        layers, cross = layers_of(cache.self_attention_cache), layers_of(cache.cross_attention_cache)
-        log_probs = self._next(output.last_hidden_state[:, -1])
-        return State(log_probs, layers, attention, attention.long().sum(-1), cross, states)
+        own, cross = output.past_key_values.self_attention_cache, output.past_key_values.cross_attention_cache
+        return State(
+            log_probs=self._next(output.last_hidden_state[:, -1]),
+            layers=layers_of(own),
+            filled=own.get_seq_length(),
+            attention=attention,
+            positions=attention.long().sum(-1),
+            cross=layers_of(cross),
+            encoder_states=states,
+        )
 
     def _prefix(self, rows: int) -> Tensor:
         return torch.tensor([self.decoder_prefix], device=self.device).expand(rows, -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,17 +28,24 @@ class Answerer:
         self._config = config
         self._model = open_model(config, which)
 
-    def answer(self, questions: Sequence[str]) -> list[Answer]:
-        """An answer to each question, with its passages."""
+    @property
+    def streams(self) -> bool:
+        """Whether an answer can be shown while it is written: the token marginal with one beam."""
+        return self._config.rag.marginal == "token" and self._config.rag.num_beams == 1
+
+    def answer(self, questions: Sequence[str], stream: Callable[[str], None] | None = None) -> list[Answer]:
+        """An answer to each question, with its passages; `stream` is called with the one answer so far."""
         section = self._config.rag
-        found = self._model.answer(questions, decoding=section.decoding, num_beams=section.num_beams)
+        shown = None if stream is None else lambda text: stream(untrusted(text))
+        found = self._model.answer(questions, decoding=section.decoding, num_beams=section.num_beams, stream=shown)
         priors, scores = found.retrieval.log_prior.exp().tolist(), found.retrieval.scores.tolist()
         answers = []
         for row, (question, decoded) in enumerate(zip(questions, found.decoded, strict=True)):
             parts = zip(found.retrieval.passages[row], scores[row], priors[row], decoded.posterior, strict=True)
             hits = tuple(Hit(*part) for part in parts)
             text = untrusted(decoded.text)
-            answers.append(Answer(question, text, decoded.log_probability, decoded.tokens, hits))
+            tokens = tuple(map(untrusted, decoded.tokens))
+            answers.append(Answer(question, text, decoded.log_probability, hits, tokens, decoded.token_posterior))
         return answers
 
 

@@ -110,7 +110,11 @@ def test_ask_as_json(cli, indexed, generator, mode):
     assert (done.code, done.err) == (0, "")
     (line,) = lines(done.out)
     found = json.loads(line)
-    assert list(found) == ["question", "answer", "confidence", "passages"]
+    assert list(found) == ["question", "answer", "confidence", "passages", "attribution"]
+    assert found["attribution"], "at least the end of the answer"
+    for token in found["attribution"]:
+        assert sum(token["posterior"]) == pytest.approx(1, abs=1e-5)
+        assert len(token["posterior"]) == len(found["passages"])
     assert found["question"] == "Who lights the kiln?"
     assert 0 <= found["confidence"] <= 1
     assert [list(p) for p in found["passages"]] == [
@@ -170,6 +174,18 @@ def test_conversation(cli, indexed, monkeypatch):
     assert done.code == 0
     assert done.err.count("kiln#0") == 2
     assert done.err.count(":quit to leave") == 2
+
+
+@pytest.mark.parametrize(("marginal", "streams"), [("token", True), ("sequence", False)])
+def test_ask_writes_while_it_decodes_where_the_marginal_allows_it(cli, indexed, monkeypatch, marginal, streams):
+    config = indexed("causal_chat", rag={"marginal": marginal})
+    whole = cli("ask", "Who lights the kiln?", "-q", "-c", config)
+    pieces = []
+    monkeypatch.setattr("typer.echo", lambda text, nl=True, **_: pieces.append(text + ("\n" if nl else "")))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    cli("ask", "Who lights the kiln?", "-q", "-c", config)
+    assert "".join(pieces) == whole.out
+    assert (len(pieces) > 2) == streams
 
 
 def test_finetune_dry_run_trains_nothing(cli, indexed, standing):

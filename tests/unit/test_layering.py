@@ -16,7 +16,7 @@ errors records config.strict_yaml config.schema config artifacts models
 corpus corpus.answers corpus.readers corpus.passages corpus.questions
 index index.encoder index.vectors index.lexical index.build index.store
 rag rag.marginal rag.retriever
-rag.prompts rag.generator rag.causal rag.seq2seq rag.generators rag.decoding rag.model rag.interop
+rag.prompts rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.decoding rag.model rag.interop
 training training.checkpoints training.warmup training.loop
 evaluation evaluation.metrics evaluation.significance evaluation.gates evaluation.predict evaluation.report
 samples stages.models stages.index stages.finetune stages.answer stages.project stages
