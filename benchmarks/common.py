@@ -2,8 +2,11 @@
 
 import json
 import platform
+import resource
+import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,9 +19,7 @@ def alternate(ours: Callable[[], object], peer: Callable[[], object], pairs: int
     seconds: tuple[list[float], list[float]] = ([], [])
     for pair in range(pairs):
         for which in (0, 1) if pair % 2 else (1, 0):
-            started = time.perf_counter()
-            (ours, peer)[which]()
-            seconds[which].append(time.perf_counter() - started)
+            seconds[which].append(_seconds((ours, peer)[which]))
     return seconds
 
 
@@ -37,15 +38,48 @@ def machine() -> str:
     return f"{processor}, {torch.get_num_threads()} threads{gpu}"
 
 
-def matrix_peak(dtype: torch.dtype, size: int = 1024, repeats: int = 10) -> float:
+def matrix_peak(dtype: torch.dtype, size: int = 1024, repeats: int = 10, device: str = "cpu") -> float:
     """GFLOP/s of square matrix products, the best of several: what this machine can do at most."""
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    size = size if device == "cpu" else 8 * size
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0
     for _ in range(repeats):
-        started = time.perf_counter()
-        left @ right
-        best = max(best, 2 * size**3 / (time.perf_counter() - started) / 1e9)
+        best = max(best, 2 * size**3 / _seconds(lambda: left @ right) / 1e9)
     return best
+
+
+def peak_mib(work: Callable[[], object], device: str = "cpu") -> float:
+    """MiB that `work` needs at its peak above what is there before: resident memory, or the GPU's."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before, seen, done = _resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            seen.append(_resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    work()
+    done.set()
+    watcher.join()
+    return (max(seen) - before) / 2**20
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def print_claim(

@@ -1,95 +1,56 @@
-"""RAG-Sequence thorough decoding against transformers' RagSequenceForGeneration.generate, on the same random weights.
+"""Decoding against transformers' RagSequenceForGeneration and RagTokenForGeneration, on the same random weights.
 
-    python -m benchmarks.decoding [--quick] [--json]
+    python -m benchmarks.decoding [--quick] [--json] [--device cuda] [--dtype bfloat16]
 
-BART-base size, K = 5 contexts of 120-200 tokens a question, greedy candidates, 16 new tokens, float32. The peer is run
-as its users run it, contexts padded to 300 tokens; a second claim gives it contexts trimmed to the longest. It lets
-candidates attend to padding, so the answers can differ: compared is log p of ragx's answer, recomputed by the peer from
-the true masks.
+BART-base size, K = 5 contexts of 120-200 tokens a question, 16 new tokens. Weights are drawn with deviation 0.1, with
+which about four of a question's five candidates differ (0.02 makes them all equal); none is so sure of itself that ragx
+could leave another unscored, as it can with tuned models. The peers are run as their users run them: one question at a
+time, contexts padded to 300 tokens; claims named `_trimmed` give them contexts trimmed to the longest. Greedy, but for
+`_4_beams`, the default of transformers' evaluation script. They let candidates attend to padding, so answers can
+differ: compared is log p of ragx's answer, recomputed by the peer from the true masks.
 """
 
 import argparse
 import statistics
 from functools import partial
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    DPRConfig,
-    PreTrainedTokenizerFast,
-    RagConfig,
-    RagSequenceForGeneration,
-)
+from torch import Tensor
 
 from benchmarks.common import alternate, matrix_peak, print_claim, ratio
+from benchmarks.rag_peer import PADDED, Size, bart_generator, contexts, labels, questions, rag_model
 from ragx.rag.decoding import Decoded, decode
 from ragx.rag.generator import Pair
-from ragx.rag.prompts import PromptSettings
 from ragx.rag.seq2seq import Seq2SeqGenerator
-from ragx.records import Passage
 
 K = 5
 NEW_TOKENS = 16
-PADDED = 300
-WORDS = 20_000
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word w0 ... w19999, wrapped as BART does."""
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    vocabulary = {word: i for i, word in enumerate([*special, *(f"w{i}" for i in range(WORDS))])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
-    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=words, **names)
-
-
-def peer_model(bart: BartForConditionalGeneration) -> RagSequenceForGeneration:
-    """transformers' RAG around the same generator; its question encoder is not used here."""
-    small = DPRConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
-    config = RagConfig.from_question_encoder_generator_configs(small, bart.config, n_docs=K)
-    model = RagSequenceForGeneration(config)
-    model.rag.generator = bart
-    return model.eval()
-
-
-def questions(count: int, seed: int = 0) -> list[list[Pair]]:
-    """`count` questions with K passages of natural length each."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def text(length: int) -> str:
-        return " ".join(f"w{int(i)}" for i in torch.randint(0, WORDS, (length,), generator=draw))
-
-    lengths = torch.randint(110, 185, (count, K), generator=draw).tolist()
-    rows = []
-    for number, row in enumerate(lengths):
-        question = text(12)
-        rows.append([(question, Passage(k, f"d{number}", "", text(n), f"d{number}#{k}")) for k, n in enumerate(row)])
-    return rows
-
-
-def padded(generator: Seq2SeqGenerator, pairs: list[Pair], length: int | None) -> dict[str, torch.Tensor]:
-    """The peer's inputs of one question: context ids and mask, padded to `length` or the longest."""
-    rows = [generator.template.ids(passage, question) for question, passage in pairs]
-    width = length or max(map(len, rows))
-    ids = torch.tensor([row + [generator.pad_id] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return {"context_input_ids": ids, "context_attention_mask": mask}
+CLAIMS = (
+    ("decoding_thorough", "sequence", 1, PADDED),
+    ("decoding_thorough_trimmed", "sequence", 1, None),
+    ("decoding_thorough_4_beams", "sequence", 4, PADDED),
+    ("decoding_token", "token", 1, PADDED),
+    ("decoding_token_trimmed", "token", 1, None),
+)
+"""Name, marginal, beams, and length of the peer's contexts."""
 
 
 @torch.no_grad()
-def agree(
-    peer: RagSequenceForGeneration, generator: Seq2SeqGenerator, pairs: list[Pair], prior: torch.Tensor, ours: Decoded
-) -> bool:
-    """Whether the peer's loss of ragx's answer is ragx's -log p(y|x), float32."""
-    target = torch.tensor([[*generator.decoder_prefix, *generator.fitting_ids(ours.text)]])
-    inputs = padded(generator, pairs, None)
-    loss = peer(**inputs, doc_scores=prior[None], decoder_input_ids=target, labels=target, exclude_bos_score=True)
-    skipped = peer(**inputs, doc_scores=prior[None], decoder_input_ids=target, labels=target)
-    return any(abs(float(found.loss) + ours.log_probability) < 1e-2 for found in (loss, skipped))
+def agree(peer: Any, generator: Seq2SeqGenerator, pairs: list[Pair], prior: Tensor, ours: Decoded) -> bool:
+    """Whether the peer's parts, put together as the paper does, give ragx's log p of ragx's answer."""
+    target = labels(generator, [generator.fitting_ids(ours.text)])
+    inputs = contexts(generator, pairs, None)
+    logits = peer(**inputs, doc_scores=prior[None], decoder_input_ids=target).logits.float()
+    start = len(generator.decoder_prefix)
+    gold = target[0, start:]
+    found = torch.log_softmax(logits[:, start - 1 : -1], dim=-1)[:, torch.arange(len(gold)), gold]
+    if "Token" in type(peer).__name__:
+        total = torch.logsumexp(prior[:, None] + found, dim=0).sum()
+    else:
+        total = torch.logsumexp(prior + found.sum(-1), dim=0)
+    tolerance = 1e-2 if next(peer.parameters()).dtype == torch.float32 else 1.0
+    return abs(float(total) - ours.log_probability) < tolerance
 
 
 @torch.no_grad()
@@ -98,39 +59,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two questions, three pairs")
     parser.add_argument("--json", action="store_true", help="the output is JSON in any case")
-    quick = parser.parse_args().quick
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--questions", type=int, default=4, help="questions in a batch")
+    options = parser.parse_args()
     torch.manual_seed(0)
-    words = tokenizer()
-    layers = {"encoder_layers": 6, "decoder_layers": 6, "encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072}
-    bart = BartForConditionalGeneration(BartConfig(vocab_size=len(words), d_model=768, **layers)).eval()
-    generator = Seq2SeqGenerator(bart, words, PromptSettings("{passage} {question}", None, PADDED), NEW_TOKENS)
-    peer = peer_model(bart)
-    rows = questions(2 if quick else 4)
-    priors = torch.log_softmax(torch.randn(len(rows), K), dim=-1)
+    torch.manual_seed(0)
+    dtype, size = getattr(torch, options.dtype), Size(init_std=0.1)
+    generator = bart_generator(size, NEW_TOKENS, options.device)
+    generator.model.to(dtype)
+    rows = questions(2 if options.quick else options.questions, K, size.words)
+    priors = torch.log_softmax(torch.randn(len(rows), K), dim=-1).to(options.device)
     found: list[Decoded] = []
 
-    def ours() -> None:
+    def ours(marginal: str, beams: int) -> None:
         state = generator.start([pair for row in rows for pair in row])
-        found[:] = decode(generator, state, priors, marginal="sequence", decoding="thorough", num_beams=1)
+        found[:] = decode(generator, state, priors, marginal=marginal, decoding="thorough", num_beams=beams)
 
-    def theirs(length: int | None) -> None:
+    def theirs(peer: Any, beams: int, length: int | None) -> None:
         for pairs, prior in zip(rows, priors, strict=True):
-            inputs = padded(generator, pairs, length)
-            peer.generate(**inputs, doc_scores=prior[None], n_docs=K, num_beams=1, max_new_tokens=NEW_TOKENS)
+            inputs = contexts(generator, pairs, length)
+            peer.generate(**inputs, doc_scores=prior[None], n_docs=K, num_beams=beams, max_new_tokens=NEW_TOKENS)
 
-    peak = matrix_peak(torch.float32)
-    for claim, length in (("decoding_thorough", PADDED), ("decoding_thorough_trimmed", None)):
-        seconds = alternate(ours, partial(theirs, length), 3 if quick else 7)
-        same = all(agree(peer, generator, *each) for each in zip(rows, priors, found, strict=True))
+    peak = matrix_peak(dtype, device=options.device)
+    for claim, marginal, beams, length in CLAIMS:
+        peer = rag_model(generator.base, K, marginal)
+        both = partial(ours, marginal, beams), partial(theirs, peer, beams, length)
+        seconds = alternate(*both, 3 if options.quick else 7)
         print_claim(
             claim,
             ratio(*seconds),
-            peer="transformers RagSequenceForGeneration.generate",
-            same_result=same,
+            peer=f"transformers {type(peer).__name__}.generate",
+            same_result=all(agree(peer, generator, *each) for each in zip(rows, priors, found, strict=True)),
             n=len(seconds[0]),
             seconds_ours=round(statistics.median(seconds[0]), 3),
             seconds_peer=round(statistics.median(seconds[1]), 3),
-            float32_peak_gflops=round(peak),
+            questions=len(rows),
+            dtype=options.dtype,
+            peak_gflops=round(peak),
         )
 
 

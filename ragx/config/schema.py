@@ -181,6 +181,7 @@ class Finetune(Section):
     micro_batch_size: Literal["auto"] | Positive = "auto"
     top_k: Positive | None = None
     posterior_mass: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.99
+    gradient_checkpointing: StrictBool = False
     learning_rate: Rate = 5e-4
     retriever_learning_rate: Rate = 1e-5
     prior_learning_rate: Rate = 1e-2

@@ -16,7 +16,17 @@ class CausalGenerator(Generator):
 
     chats = True
 
+    def token_log_probs(self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        prompts = [self.template.ids(passage, question) for question, passage in pairs]
+        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+        def compute(rows: list[int]) -> Tensor:
+            return self._gold_log_probs([prompts[row] for row in rows], [answers[row] for row in rows])
+
+        return self._in_batches(lengths, compute), self._answers(answers)[1]
+
     def _gold_log_probs(self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]) -> Tensor:
+        """log p [N, T] of the answers' tokens after their prompts; 0 where an answer has ended."""
         sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         ids, mask = pad_rows(sequences, self.pad_id, self.device)
         hidden = self.base.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state

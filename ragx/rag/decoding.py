@@ -5,6 +5,7 @@ RAG-Sequence takes each passage's best texts as candidates and then either score
 ("thorough") or counts only the passages whose beam holds it ("fast"; Lewis et al. 2020, section 2.5).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from ragx.rag.state import State
 
 COMPACT_BELOW = 0.75
 """Share of prompts still written after below which the finished ones are dropped; dropping copies the others."""
+
+SLACK = 0.05
+"""Nats by which log p of the same tokens may differ between two passes of a bfloat16 model."""
 
 Beam = list[tuple[list[int], float]]
 """Token sequences with log p, best first."""
@@ -63,12 +67,12 @@ def decode(
         return _rescore(generator, state, log_prior, candidates, marginal)
     alone = torch.zeros((questions * k, 1), device=log_prior.device)
     beams = beam_search(generator, state, alone, num_beams)
-    texts = [[(generator.text(ids), score) for ids, score in beam] for beam in beams]
-    by_question = [texts[row * k : (row + 1) * k] for row in range(questions)]
+    by_question = [beams[row * k : (row + 1) * k] for row in range(questions)]
     if decoding == "fast":
-        candidates = [[_fast_best(row, prior)] for row, prior in zip(by_question, log_prior, strict=True)]
+        candidates = [[_fast_best(generator, *each)] for each in zip(by_question, log_prior, strict=True)]
     else:
-        candidates = [list(dict.fromkeys(text for beam in row for text, _ in beam)) for row in by_question]
+        first = state.log_probs.reshape(questions, k, -1)
+        candidates = [_hopeful(generator, *each) for each in zip(by_question, log_prior, first, strict=True)]
     return _rescore(generator, state, log_prior, candidates, marginal)
 
 
@@ -78,18 +82,20 @@ def beam_search(
     """For each of G groups of K rows of `state`, up to `num_beams` token sequences with their log-probabilities.
 
     A step's distribution is the marginal over the group's rows under `log_prior` [G, K]; with K = 1 and a log-prior of
-    0 it is the model's own. One beam is greedy search. No length normalisation: the score is log p(y|x). A group whose
-    best sequences no live one can overtake is finished, and soon dropped from the batch.
+    0 it is the model's own. One beam is greedy search. No length normalisation: the score is log p(y|x) of a whole
+    answer, whose last possible token is the end. A group whose best sequences no live one can overtake is finished, and
+    soon dropped from the batch.
     """
     groups = [_Group(num_beams) for _ in range(len(log_prior))]
     slots = list(range(len(groups)))
     width = num_beams * (1 + len(generator.stop_ids))
     for step in range(generator.max_answer_tokens):
-        totals, choices, vocabulary = _choices(state, log_prior[slots], [groups[slot].scores for slot in slots], width)
-        last = step == generator.max_answer_tokens - 1
+        only = generator.end_id if step == generator.max_answer_tokens - 1 else None
+        scores = [groups[slot].scores for slot in slots]
+        totals, choices, vocabulary = _choices(state, log_prior[slots], scores, width, only)
         for slot, total, choice in zip(slots, totals, choices, strict=True):
             ranked = [(*divmod(token, vocabulary), score) for token, score in zip(choice, total, strict=True)]
-            groups[slot].extend(ranked, generator.stop_ids, last)
+            groups[slot].extend(ranked, generator.stop_ids)
         if stream is not None:
             stream(generator.text(groups[0].best))
         active = [place for place, slot in enumerate(slots) if not groups[slot].done]
@@ -121,33 +127,37 @@ class _Group:
         """The tokens of the first sequence."""
         return self.finished[0][0] if self.finished else self.live[0][1]
 
-    def extend(self, ranked: Sequence[tuple[int, int, float]], stop_ids: frozenset[int], last: bool) -> None:
-        """Take the best continuations (live sequence, token, log p), best first; all of them end when `last`."""
+    def extend(self, ranked: Sequence[tuple[int, int, float]], stop_ids: frozenset[int]) -> None:
+        """Take the best continuations (live sequence, token, log p), best first."""
         if self.done:
             return
         live: list[tuple[int, list[int], float]] = []
         for rank, (beam, token, score) in enumerate(ranked):
             written = [*self.live[beam][1], token]
-            if token in stop_ids or last:
+            if token in stop_ids:
                 if rank < self.num_beams:
                     self.finished.append((written, score))
             elif len(live) < self.num_beams:
                 live.append((beam, written, score))
         self.finished = sorted(self.finished, key=lambda found: -found[1])[: self.num_beams]
         worst = self.finished[-1][1] if len(self.finished) == self.num_beams else float("-inf")
-        self.done = last or worst >= max(score for _, _, score in live)  # scores only fall
+        self.done = worst >= max((score for _, _, score in live), default=worst)  # scores only fall
         self.live = live
 
 
 def _choices(
-    state: State, log_prior: Tensor, scores: list[list[float]], width: int
+    state: State, log_prior: Tensor, scores: list[list[float]], width: int, only: int | None
 ) -> tuple[list[list[float]], list[list[int]], int]:
-    """The `width` best continuations of each group: log p, and beam * V + token; and V."""
+    """The `width` best continuations of each group, by the token `only` where one is given: log p, and
+    beam * V + token; and V."""
     groups, k = log_prior.shape
     beams = max(map(len, scores))
     rows = state.log_probs.reshape(groups, beams, k, -1)
     joint = rows + log_prior[:, None, :, None]
     marginals = joint[:, :, 0] if k == 1 else torch.logsumexp(joint, dim=2)
+    if only is not None:
+        others = torch.arange(marginals.shape[-1], device=marginals.device) != only
+        marginals = marginals.masked_fill(others, -torch.inf)
     so_far = torch.tensor(scores, device=log_prior.device)
     totals, choices = (so_far.unsqueeze(-1) + marginals).flatten(1).topk(min(width, marginals[0].numel()), dim=-1)
     return totals.tolist(), choices.tolist(), marginals.shape[-1]
@@ -164,12 +174,36 @@ def _advance(generator: Generator, state: State, groups: list[_Group], active: l
     return generator.advance(state, tokens.repeat_interleave(k))
 
 
-def _fast_best(beams: list[list[tuple[str, float]]], log_prior: Tensor) -> str:
+def _hopeful(generator: Generator, beams: list[Beam], log_prior: Tensor, first: Tensor) -> list[str]:
+    """The distinct texts of K beams that can still be the best under all passages.
+
+    Of each text log p(y|x) lies between two bounds that cost nothing. Below: its passages' own beams, where they hold
+    its very tokens. Above: those, and for every other passage the probability of its first token, or what that
+    passage's own beam has left over for other texts, whichever is less. `first` [K, V] are the log-probabilities of the
+    first token. What cannot reach the largest lower bound is not scored.
+    """
+    texts = list(dict.fromkeys(generator.text(ids) for beam in beams for ids, _ in beam))
+    wanted = [tuple(generator.fitting_ids(text)) for text in texts]
+    held = [{tuple(ids): score for ids, score in beam} for beam in beams]
+    rest = [math.log(max(0.0, 1 - sum(map(math.exp, own.values()))) + 1e-9) for own in held]
+    starts = first[:, [ids[0] for ids in wanted]].tolist()
+    low, high = torch.full((2, len(texts), len(beams)), -torch.inf)
+    for row, ids in enumerate(wanted):
+        for column, own in enumerate(held):
+            low[row, column] = own.get(ids, -math.inf)
+            high[row, column] = own.get(ids, min(starts[column][row], rest[column]))
+    prior = log_prior.cpu()
+    reached = float(torch.logsumexp(prior + low, dim=-1).max())
+    reachable = torch.logsumexp(prior + high, dim=-1).tolist()
+    return [text for text, best in zip(texts, reachable, strict=True) if best >= reached - SLACK]
+
+
+def _fast_best(generator: Generator, beams: list[Beam], log_prior: Tensor) -> str:
     """The text with the largest marginal when a passage counts only for texts of its own beam."""
     totals: dict[str, Tensor] = {}
     for beam, prior in zip(beams, log_prior, strict=True):
-        for text, score in beam:
-            joint = prior + score
+        for ids, score in beam:
+            text, joint = generator.text(ids), prior + score
             totals[text] = torch.logaddexp(totals[text], joint) if text in totals else joint
     return max(totals, key=lambda text: float(totals[text]))
 

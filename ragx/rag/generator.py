@@ -1,13 +1,13 @@
 """p(y_t|x,z,y_<t): what every generator can do, whatever its architecture.
 
 Only gold-token log-probabilities are computed: the hidden states at answer positions are gathered and projected to the
-vocabulary in slices, each recomputed in the backward pass, so that no [N, T, V] tensor exists. Pairs run in batches of
-like length, so that little is padding. For decoding, a prompt runs through the model once; its key-values or encoder
-states serve generation and every rescoring.
+vocabulary in slices, recomputed in the backward pass where there are several, so that no [N, T, V] tensor exists. Pairs
+run in batches of like length, so that little is padding. For decoding, a prompt runs through the model once; its
+key-values or encoder states serve generation and every rescoring.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,9 +24,8 @@ from ragx.records import Passage
 
 SLICE = 512
 """Rows of hidden states projected to the vocabulary at once."""
-TOKENS_AT_ONCE = {"cpu": 2048}
-"""Tokens, padding included, of one batch of like length; a graphics processor wants larger batches."""
-TOKENS_ELSEWHERE = 16384
+BATCHES = {"cpu": (4096, 256), "cuda": (16384, 2048)}
+"""Tokens that a batch of like length may have with its padding, and what one batch more costs, in tokens."""
 
 Pair = tuple[str, Passage]
 """A question and a passage that may answer it."""
@@ -51,51 +50,23 @@ class Generator(ABC):
 
     def answer_ids(self, answer: str) -> list[int]:
         """The token ids of an answer with the end token."""
-        return [*self._plain_answer_ids(answer), self._end_id]
+        return [*self._plain_answer_ids(answer), self.end_id]
 
     def fitting_ids(self, answer: str) -> list[int]:
         """Like `answer_ids`, cut to `max_answer_tokens` with the end."""
-        return [*self._plain_answer_ids(answer)[: self.max_answer_tokens - 1], self._end_id]
+        return [*self._plain_answer_ids(answer)[: self.max_answer_tokens - 1], self.end_id]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of answer ids up to the first end token."""
         stop = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
         return str(self.tokenizer.decode(list(ids[:stop]), skip_special_tokens=True)).strip()
 
+    @abstractmethod
     def token_log_probs(self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Gold-token log-probabilities [N, T] in float32 and their mask [N, T], with gradient when it is enabled.
 
         With `recompute`, what a batch needs for its backward pass is computed again there instead of kept.
         """
-        prompts = [self.template.ids(passage, question) for question, passage in pairs]
-        mask = self._answers(answers)[1]
-        parts, order = [], []
-        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        for rows in self._batches(lengths):
-            batch = [prompts[row] for row in rows], [answers[row] for row in rows]
-            if self.recompute and torch.is_grad_enabled():
-                found = checkpoint(self._gold_log_probs, *batch, use_reentrant=False)
-            else:
-                found = self._gold_log_probs(*batch)
-            parts.append(nn.functional.pad(found, (0, mask.shape[1] - found.shape[1])))
-            order += rows
-        places = torch.tensor(order, device=self.device).argsort()
-        return torch.cat(parts)[places], mask
-
-    @abstractmethod
-    def _gold_log_probs(self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]) -> Tensor:
-        """log p [N, T] of the answers' tokens after their prompts, in one batch; 0 where an answer has ended."""
-
-    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Rows sorted by length, longest first, in batches whose padded size stays within the budget."""
-        budget = TOKENS_AT_ONCE.get(self.device.type, TOKENS_ELSEWHERE)
-        batches: list[list[int]] = []
-        for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-            if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
-                batches[-1].append(row)
-            else:
-                batches.append([row])
-        return batches
 
     @abstractmethod
     def start(self, pairs: Sequence[Pair]) -> State:
@@ -108,6 +79,19 @@ class Generator(ABC):
     @abstractmethod
     def score(self, state: State, answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Like `token_log_probs`, but from a state just started: only the answers run through the model."""
+
+    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        return length_batches(lengths, *BATCHES.get(self.device.type, BATCHES["cuda"]))
+
+    def _in_batches(self, lengths: Sequence[int], compute: Callable[[list[int]], Tensor]) -> Tensor:
+        """`compute(rows)` [n, L, ...] for batches of rows of like length, put together as [N, longest L, ...]."""
+        recompute = self.recompute and torch.is_grad_enabled()
+        batches = self._batches(lengths)
+        parts = [checkpoint(compute, rows, use_reentrant=False) if recompute else compute(rows) for rows in batches]
+        longest = max(part.shape[1] for part in parts)
+        padded = [nn.functional.pad(part, [0, 0] * (part.ndim - 2) + [0, longest - part.shape[1]]) for part in parts]
+        places = torch.tensor([row for rows in batches for row in rows], device=self.device).argsort()
+        return torch.cat(padded)[places]
 
     @abstractmethod
     def _plain_answer_ids(self, answer: str) -> list[int]: ...
@@ -138,7 +122,8 @@ class Generator(ABC):
             self.tokenizer.save_pretrained(folder)
 
     @property
-    def _end_id(self) -> int:
+    def end_id(self) -> int:
+        """The token that ends an answer."""
         end = self.tokenizer.eos_token_id
         return int(end) if end is not None else min(self.stop_ids)
 
@@ -154,8 +139,8 @@ class Generator(ABC):
             log_probs = torch.log_softmax(self._logits(rows).float(), dim=-1)
             return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
-        slices = zip(torch.split(hidden, SLICE), torch.split(gold, SLICE), strict=True)
-        if torch.is_grad_enabled():
+        slices = list(zip(torch.split(hidden, SLICE), torch.split(gold, SLICE), strict=True))
+        if torch.is_grad_enabled() and len(slices) > 1:
             return torch.cat([checkpoint(project, rows, tokens, use_reentrant=False) for rows, tokens in slices])
         return torch.cat([project(rows, tokens) for rows, tokens in slices])
 
@@ -187,6 +172,22 @@ def _stop_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     if not found:
         raise ArtifactError("the generator's tokenizer has no end-of-text token (eos_token)")
     return frozenset(found)
+
+
+def length_batches(lengths: Sequence[int], budget: int, overhead: int) -> list[list[int]]:
+    """Rows sorted by length, longest first, in even batches: so many that padding and `overhead` cost least, and as
+    many more as keep every padded batch within `budget`, where a single row does."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
+    def split(count: int) -> list[list[int]]:
+        size = -(-len(order) // count)
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def cost(batches: list[list[int]]) -> tuple[bool, int]:
+        padded = [len(rows) * lengths[rows[0]] for rows in batches]
+        return max(padded) > budget and len(batches) < len(order), sum(padded) + overhead * len(batches)
+
+    return min((split(count) for count in range(1, len(order) + 1)), key=cost)
 
 
 def pad_rows(

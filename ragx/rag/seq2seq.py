@@ -25,22 +25,16 @@ class Seq2SeqGenerator(Generator):
             raise ArtifactError(f"{self.base.config.name_or_path}: its config names no decoder_start_token_id")
         self.decoder_prefix = [int(start), *special_ids(tokenizer)[0]]
 
-    def _gold_log_probs(self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]) -> Tensor:
-        states, attention = self._encode(prompts)
+    def token_log_probs(self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        states, attention = self._encode(pairs)
         gold, mask = self._answers(answers)
         inputs = torch.cat([self._prefix(len(gold)), gold[:, :-1]], dim=-1)
         hidden = self._decode(inputs, states, attention, None).last_hidden_state[:, len(self.decoder_prefix) - 1 :]
         found = self._gold(hidden[mask], gold[mask])
-        return torch.zeros(gold.shape, device=self.device).masked_scatter(mask, found)
+        return torch.zeros(gold.shape, device=self.device).masked_scatter(mask, found), mask
 
     def start(self, pairs: Sequence[Pair]) -> State:
-        prompts = [self.template.ids(passage, question) for question, passage in pairs]
-        attention = pad_rows(prompts, self.pad_id, self.device)[1]
-        states: Tensor | None = None
-        for rows in self._batches([len(prompt) for prompt in prompts]):
-            found = self._encode([prompts[row] for row in rows])[0]
-            states = found.new_zeros((*attention.shape, found.shape[-1])) if states is None else states
-            states[rows, : found.shape[1]] = found
+        states, attention = self._encode(pairs)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         output = self._decode(self._prefix(len(pairs)), states, attention, cache)
         state = self._state(output, states, attention)
@@ -61,9 +55,17 @@ class Seq2SeqGenerator(Generator):
         rest = self._gold(hidden.reshape(-1, hidden.shape[-1]), gold[:, 1:].reshape(-1)).reshape(len(gold), -1)
         return torch.cat([first, rest], dim=-1).masked_fill(~mask, 0.0), mask
 
-    def _encode(self, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        ids, mask = pad_rows(prompts, self.pad_id, self.device)
-        return self.base.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask
+    def _encode(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+        """Encoder states [N, L, H] and the attention mask [N, L], the encoder run in batches of like length."""
+        prompts = [self.template.ids(passage, question) for question, passage in pairs]
+
+        def compute(rows: list[int]) -> Tensor:
+            ids, mask = pad_rows([prompts[row] for row in rows], self.pad_id, self.device)
+            states: Tensor = self.base.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+            return states
+
+        states = self._in_batches([len(prompt) for prompt in prompts], compute)
+        return states, pad_rows(prompts, self.pad_id, self.device)[1]
 
     def _decode(self, ids: Tensor, states: Tensor | None, attention: Tensor, cache: EncoderDecoderCache | None) -> Any:
         return self.base.get_decoder()(

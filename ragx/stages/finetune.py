@@ -150,6 +150,7 @@ def _prepare_training(config: Config, retriever: Retriever, generator: Generator
     trained = set(section.train) - ({"question_encoder"} if config.retrieval.mode == "lexical" else set())
     retriever.question_encoder.requires_grad_("question_encoder" in trained)
     generator.model.requires_grad_("generator" in trained)
+    generator.recompute = section.gradient_checkpointing
     large = isinstance(generator, CausalGenerator) or generator.parameters_count >= WHOLE_BELOW
     wanted = large if section.lora == "auto" else section.lora
     if wanted and "generator" in trained:

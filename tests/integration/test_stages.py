@@ -29,7 +29,9 @@ def test_index_finetune_ask_eval(kind, marginal, tiny_config, read_metrics):
     assert not (config.run_dir / "training" / "checkpoints").exists()
 
     answer = ask(config, "Who lights the kiln?")
-    assert answer.log_probability < 0 and len(answer.tokens) == len(answer.token_posterior) >= 1 and len(answer.hits) == 2
+    assert (
+        answer.log_probability < 0 and len(answer.tokens) == len(answer.token_posterior) >= 1 and len(answer.hits) == 2
+    )
     assert sum(hit.prior for hit in answer.hits) == pytest.approx(1, abs=1e-5)
     assert sum(hit.posterior for hit in answer.hits) == pytest.approx(1, abs=1e-5)
     assert answer.hits[0].score >= answer.hits[1].score

@@ -5,6 +5,7 @@ padded keys and sums in another order move them by some 1e-6 of their 1 to 20 na
 """
 
 import itertools
+import math
 import random
 
 import pytest
@@ -127,7 +128,13 @@ def test_greedy_equals_generate(kind, batch, seed, open_generator, problem):
     mask = torch.tensor([join(fill, [1] * len(row)) for fill, row in zip(padding, prompts, strict=True)])
     prefix = {} if left else {"decoder_input_ids": torch.tensor([generator.decoder_prefix] * batch)}
     written = generator.base.generate(
-        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=8, pad_token_id=pad, **prefix
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=8,
+        pad_token_id=pad,
+        forced_eos_token_id=generator.end_id,
+        **prefix,
     )
     given = width if left else len(generator.decoder_prefix)
     expected = [generator.text(row[given:].tolist()) for row in written]
@@ -205,9 +212,8 @@ def letter_problem(seed, questions, k):
 
 
 def every_sequence(tokens, stop=2, alphabet=(4, 5, 6)):
-    """All answers of at most `tokens` tokens: those that end by themselves, and those cut at the limit."""
-    whole = [(*body, stop) for length in range(tokens) for body in itertools.product(alphabet, repeat=length)]
-    return whole + list(itertools.product(alphabet, repeat=tokens))
+    """All answers of at most `tokens` tokens with their end."""
+    return [(*body, stop) for length in range(tokens) for body in itertools.product(alphabet, repeat=length)]
 
 
 def scored(generator, pairs, sequences):
@@ -240,11 +246,11 @@ def assert_all_found(beams, sequences, totals):
 @pytest.mark.parametrize("kind", ["bart", "phi"])
 @pytest.mark.parametrize("seed", range(4))
 def test_beam_search_as_wide_as_the_space_is_exhaustive(kind, seed, letter_generator):
-    """Of 40 possible answers 40 beams cut off none: all come back, in order."""
+    """Of 13 possible answers 13 beams cut off none: all come back, in order."""
     generator = letter_generator(kind, seed)
     pairs = letter_problem(seed, 3, 1)
     with torch.no_grad():
-        found = beam_search(generator, generator.start(pairs), torch.zeros((3, 1)), 40)
+        found = beam_search(generator, generator.start(pairs), torch.zeros((3, 1)), 13)
         for pair, beams in zip(pairs, found, strict=True):
             sequences = every_sequence(3)
             table, mask = scored(generator, [pair], sequences)
@@ -260,8 +266,8 @@ def test_token_decoding_is_exhaustive_search_of_the_marginal(kind, seed, letter_
     prior = log_prior(torch.randn((2, 3), generator=torch.Generator().manual_seed(seed)))
     with torch.no_grad():
         state = generator.start(pairs)
-        beams = beam_search(generator, state, prior, 40)
-        answers = decode(generator, state, prior, marginal="token", decoding="thorough", num_beams=40)
+        beams = beam_search(generator, state, prior, 13)
+        answers = decode(generator, state, prior, marginal="token", decoding="thorough", num_beams=13)
         for row in range(2):
             own = pairs[3 * row : 3 * row + 3]
             sequences = every_sequence(3)
@@ -269,9 +275,7 @@ def test_token_decoding_is_exhaustive_search_of_the_marginal(kind, seed, letter_
             totals = log_likelihood("token", prior[row].expand(len(sequences), 3), table, mask)
             assert_all_found(beams[row], sequences, totals)
             assert answers[row].text == generator.text(sequences[int(totals.argmax())])
-            table, mask = scored(generator, own, [generator.fitting_ids(answers[row].text)])
-            wanted = log_likelihood("token", prior[row : row + 1], table, mask)
-            assert answers[row].log_probability == pytest.approx(float(wanted), rel=1e-5, abs=2e-5)
+            assert answers[row].log_probability == pytest.approx(float(totals.max()), rel=1e-5, abs=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["bart", "phi"])
@@ -283,10 +287,9 @@ def test_thorough_decoding_is_exhaustive_search_of_the_marginal(kind, seed, lett
     prior = log_prior(torch.randn((2, 3), generator=torch.Generator().manual_seed(seed)) * 2)
     with torch.no_grad():
         state = generator.start(pairs)
-        answers = decode(generator, state, prior, marginal="sequence", decoding="thorough", num_beams=40)
+        answers = decode(generator, state, prior, marginal="sequence", decoding="thorough", num_beams=13)
         for row in range(2):
-            texts = ["".join(body) for length in range(4) for body in itertools.product("abc", repeat=length)]
-            sequences = list(dict.fromkeys(tuple(generator.fitting_ids(text)) for text in texts))
+            sequences = every_sequence(3)
             table, mask = scored(generator, pairs[3 * row : 3 * row + 3], sequences)
             totals = log_likelihood("sequence", prior[row].expand(len(sequences), 3), table, mask)
             assert answers[row].log_probability == pytest.approx(float(totals.max()), rel=1e-5, abs=2e-5)
@@ -307,7 +310,40 @@ def test_a_beam_wider_than_the_vocabulary(seed, letter_generator):
             assert tuple(beams[0][0]) == sequences[int(totals.argmax())]
 
 
-def test_fast_decoding_counts_a_passage_only_for_its_own_beam():
+@pytest.mark.parametrize("kind", ["bart", "phi"])
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_not_scored_could_not_have_won(kind, seed, letter_generator, monkeypatch):
+    """Greedy and small beams, few and many passages, flat and sharp priors: with and without bounds, the same."""
+    draw = torch.Generator().manual_seed(seed)
+    k, beams = 2 + seed % 4, 1 + seed % 3
+    generator = letter_generator(kind, seed)
+    pairs = letter_problem(seed, 6, k)
+    prior = log_prior(torch.randn((6, k), generator=draw) * (seed % 3))
+    options = {"marginal": "sequence", "decoding": "thorough", "num_beams": beams}
+    with torch.no_grad():
+        bounded = decode(generator, generator.start(pairs), prior, **options)
+        monkeypatch.setattr("ragx.rag.decoding.SLACK", math.inf)
+        full = decode(generator, generator.start(pairs), prior, **options)
+    assert [answer.text for answer in bounded] == [answer.text for answer in full]
+    for one, other in zip(bounded, full, strict=True):
+        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-5)
+        assert one.posterior == pytest.approx(other.posterior, abs=1e-5)
+
+
+def test_a_sure_passage_leaves_the_others_unscored(letter_generator):
+    from ragx.rag.decoding import _hopeful
+
+    generator = letter_generator("bart", 0)
+    beams = [[([4, 2], math.log(0.9))], [([5, 2], math.log(0.5))], [([6, 2], math.log(0.3))]]
+    prior = torch.tensor([0.8, 0.15, 0.05]).log()
+    first = torch.full((3, 7), 0.1).log()
+    first[:, 5] = math.log(0.9)
+    assert _hopeful(generator, beams, prior, first) == ["a"]  # 0.72 at least; "b" at most 0.08 + 0.075 + 0.035
+    flat = torch.full((3,), 1 / 3).log()
+    assert _hopeful(generator, beams, flat, first) == ["a", "b"]  # 0.3 at least; "b" at most 0.433, "c" 0.167
+
+
+def test_fast_decoding_counts_a_passage_only_for_its_own_beam(letter_generator):
     """p(y|x,z) = 0 for texts that are not in z's beam (Lewis et al. 2020, 2.5): against a table worked by hand.
 
     Greedy texts: passage 0 "a" with p 0.6, passages 1 and 2 "b" with p 0.5 and 0.4; prior 0.5, 0.3, 0.2.
@@ -315,10 +351,10 @@ def test_fast_decoding_counts_a_passage_only_for_its_own_beam():
     """
     from ragx.rag.decoding import _fast_best
 
-    beams = [[("a", 0.6)], [("b", 0.5)], [("b", 0.4)]]
-    logs = [[(text, torch.tensor(p).log().item()) for text, p in row] for row in beams]
-    assert _fast_best(logs, torch.tensor([0.5, 0.3, 0.2]).log()) == "a"
-    assert _fast_best(logs, torch.tensor([0.3, 0.4, 0.3]).log()) == "b"
+    generator = letter_generator("bart", 0)
+    logs = [[(ids, math.log(p))] for ids, p in (([4, 2], 0.6), ([5, 2], 0.5), ([5, 2], 0.4))]
+    assert _fast_best(generator, logs, torch.tensor([0.5, 0.3, 0.2]).log()) == "a"
+    assert _fast_best(generator, logs, torch.tensor([0.3, 0.4, 0.3]).log()) == "b"
 
 
 def test_text_stops_at_the_end_and_drops_special_tokens(letter_generator):

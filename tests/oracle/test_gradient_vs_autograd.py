@@ -16,6 +16,7 @@ import torch
 
 from ragx import stages
 from ragx.config import load_config
+from ragx.rag import generator
 from ragx.rag.generators import add_lora
 from ragx.rag.marginal import log_likelihood, log_prior, sequence_posterior, token_posterior
 from ragx.rag.model import RagModel
@@ -105,6 +106,34 @@ def test_two_passes_with_all_mass_equal_one(kind, marginal, open_tiny):
     assert any(name.startswith("retriever.question_encoder") for name in expected)
     assert {"retriever.prior.log_temperature", "retriever.prior.lexical_weight"} <= expected.keys()
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["causal", "bart", "t5"])
+def test_small_batches_and_recomputing_change_no_gradient(kind, open_tiny, monkeypatch):
+    """Whatever the batches of like length, the vocabulary slices, and what is kept for the backward pass."""
+    model = open_tiny(kind, "sequence")
+    one, expected = gradients(model)
+    monkeypatch.setitem(generator.BATCHES, "cpu", (60, 0))
+    monkeypatch.setattr(generator, "SLICE", 3)
+    model.generator.recompute = True
+    other, found = gradients(model)
+    torch.testing.assert_close(other.nll, one.nll, rtol=1e-5, atol=1e-5)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "overhead", "expected"),
+    [
+        ([5, 9, 7], 100, 0, [[1], [2], [0]]),
+        ([5, 9, 7], 100, 3, [[1, 2], [0]]),
+        ([5, 9, 7], 100, 50, [[1, 2, 0]]),
+        ([5, 9, 7], 15, 50, [[1], [2], [0]]),
+        ([50, 5, 5], 20, 50, [[0], [1], [2]]),
+        ([4], 1, 0, [[0]]),
+    ],
+)
+def test_batches_of_like_length(lengths, budget, overhead, expected):
+    assert generator.length_batches(lengths, budget, overhead) == expected
 
 
 @pytest.mark.parametrize("marginal", ["sequence", "token"])

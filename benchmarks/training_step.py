@@ -1,0 +1,263 @@
+"""One training step, forward and backward, against transformers' RagSequenceForGeneration and a plain causal loop.
+
+    python -m benchmarks.training_step [--quick] [--json] [--device cuda] [--dtype bfloat16]
+
+BART-base size: 4 questions with K = 5 contexts of 120-200 tokens and answers of 4-16, on the same random weights, all
+weights trained. The peer is run as its users run it (contexts padded to 300 tokens); claims named `_trimmed` give it
+contexts trimmed to the longest. SmolLM2 size: the peer is the same loss written plainly on AutoModelForCausalLM (all
+logits of all K prompts, padded to the longest), for transformers' RAG takes no causal model.
+
+`_exact` keeps all posterior mass. `_pruned` keeps 99 % of a posterior which a tuned retriever's prior concentrates
+(0.9 on the first of five passages); `_flat` is the same setting on a flat prior, against ragx's own exact step: it
+must cost no more. `_default_dtype` is bfloat16 autocast against the peer's float32. `training_step_memory` compares
+peak memory above weights and gradients, with answers of 64 tokens.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.common import alternate, matrix_peak, peak_mib, print_claim, ratio
+from benchmarks.rag_peer import (
+    PADDED,
+    FixedRetriever,
+    Size,
+    bart_generator,
+    contexts,
+    labels,
+    questions,
+    rag_model,
+    random_text,
+    word_tokenizer,
+)
+from ragx.rag.causal import CausalGenerator
+from ragx.rag.generator import Generator, Pair, pad_rows
+from ragx.rag.model import RagModel
+from ragx.rag.prompts import PromptSettings
+
+K, QUESTIONS = 5, 4
+CONCENTRATED = (6.0, 0.0, -0.5, -1.0, -1.5)
+"""Scores whose softmax begins with 0.995: what the sample domain's tuned retriever gives to training questions."""
+
+Step = Callable[[], float]
+
+
+class Problem:
+    """One batch: questions with their passages, answers, and a generator of either kind."""
+
+    def __init__(self, generator: Generator, size: Size, tokens: tuple[int, int], device: str) -> None:
+        draw = torch.Generator().manual_seed(1)
+        self.generator = generator
+        self.rows = questions(QUESTIONS, K, size.words)
+        lengths = torch.randint(tokens[0], tokens[1] + 1, (QUESTIONS,), generator=draw).tolist()
+        self.answers = [random_text(size.words, length - 1, draw) for length in lengths]
+        self.flat = torch.zeros(QUESTIONS, K, device=device)
+        self.concentrated = torch.tensor(CONCENTRATED, device=device).expand(QUESTIONS, K).clone()
+        generator.model.requires_grad_(True)
+        for parameter in generator.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """All (question, passage) pairs, question by question."""
+        return [pair for row in self.rows for pair in row]
+
+    def gradient(self) -> Tensor:
+        """The generator's gradient as one vector."""
+        found = [p.grad.reshape(-1).float() for p in self.generator.model.parameters() if p.grad is not None]
+        return torch.cat(found)
+
+    def ours(self, scores: Tensor, mass: float = 1.0, dtype: torch.dtype = torch.float32) -> Step:
+        """ragx's step."""
+        retriever: Any = FixedRetriever(self.rows, scores.clone())
+        model = RagModel(retriever, self.generator, "sequence")
+
+        def step() -> float:
+            self.generator.model.zero_grad(set_to_none=False)
+            with torch.autocast(scores.device.type, dtype, enabled=dtype != torch.float32):
+                loss = model([row[0][0] for row in self.rows], self.answers, None, mass)
+            total = loss.nll.sum()
+            total.backward()
+            return float(total.detach())
+
+        return step
+
+    def rag(self, scores: Tensor, length: int | None) -> Step:
+        """The step of transformers' RagSequenceForGeneration."""
+        peer: Any = rag_model(self.generator.base, K)
+        scores = scores.clone().requires_grad_()
+        inputs = contexts(self.generator, self.pairs, length)  # type: ignore[arg-type]
+        target = labels(self.generator, [self.generator.answer_ids(answer) for answer in self.answers])  # type: ignore[arg-type]
+        options = {"exclude_bos_score": True, "reduce_loss": True}
+
+        def step() -> float:
+            self.generator.model.zero_grad(set_to_none=False)
+            loss = peer(**inputs, doc_scores=scores, decoder_input_ids=target, labels=target, **options).loss
+            loss.backward()
+            return float(loss.detach())
+
+        return step
+
+    def plain(self, scores: Tensor) -> Step:
+        """The same loss on a causal model as one writes it at first: all logits of all prompts."""
+        scores = scores.clone().requires_grad_()
+        generator = self.generator
+        prompts = [generator.template.ids(passage, question) for question, passage in self.pairs]
+        answers = [generator.answer_ids(answer) for answer in self.answers for _ in range(K)]
+        ids, mask = pad_rows([p + a for p, a in zip(prompts, answers, strict=True)], generator.pad_id, generator.device)
+        gold = torch.zeros_like(mask)
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            gold[row, len(prompt) : len(prompt) + len(answer)] = True
+
+        def step() -> float:
+            generator.model.zero_grad(set_to_none=False)
+            logits = generator.base(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
+            found = torch.log_softmax(logits.float(), -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+            by_passage = (found * gold[:, 1:]).sum(-1).reshape(QUESTIONS, K)
+            loss = -torch.logsumexp(torch.log_softmax(scores, -1) + by_passage, -1).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return float(loss.detach())
+
+        return step
+
+
+def llama_generator(size: Size, device: str) -> CausalGenerator:
+    """A randomly initialised model of SmolLM2-135M's shape."""
+    config = LlamaConfig(
+        vocab_size=size.words + 4,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+    model = LlamaForCausalLM(config).to(device).eval()
+    return CausalGenerator(model, word_tokenizer(size.words), PromptSettings("{passage} {question}", None, PADDED), 64)
+
+
+def compare(claim: str, ours: Step, peer: Step, name: str, pairs: int, tolerance: float, **more: object) -> None:
+    """Time both in turn, compare their losses, print the claim."""
+    close = abs(ours() - (theirs := peer())) < tolerance * abs(theirs)
+    seconds = alternate(ours, peer, pairs)
+    print_claim(
+        claim,
+        ratio(*seconds),
+        peer=name,
+        same_result=close,
+        n=pairs,
+        seconds_ours=round(statistics.median(seconds[0]), 3),
+        seconds_peer=round(statistics.median(seconds[1]), 3),
+        **more,
+    )
+
+
+def claims_of(problem: Problem, kind: str, pairs: int, dtype: torch.dtype, peak: int) -> None:
+    """All claims of time for one generator."""
+    facts = {"generator": kind, "dtype": str(dtype).removeprefix("torch."), "peak_gflops": peak}
+    loose = 1e-4 if dtype == torch.float32 else 2e-2
+    tuned, flat = problem.concentrated, problem.flat
+    peers: list[tuple[str, str, Callable[[Tensor], Step]]]
+    if kind == "bart-base":
+        name = "transformers RagSequenceForGeneration"
+        padded = partial(problem.rag, length=PADDED)
+        peers = [("", name, padded), ("_trimmed", name, partial(problem.rag, length=None))]
+    else:
+        peers = [("_causal", "the loss written plainly on LlamaForCausalLM", problem.plain)]
+    for suffix, name, peer in peers:
+        compare(f"training_step_exact{suffix}", problem.ours(flat), peer(flat), name, pairs, loose, **facts)
+    suffix, name, peer = peers[0]
+    exact, pruned = problem.ours(tuned), problem.ours(tuned, 0.99)
+    exact()
+    wanted = problem.gradient()
+    pruned()  # learns the share kept
+    pruned()
+    error = float((problem.gradient() - wanted).norm() / wanted.norm())
+    compare(
+        f"training_step_pruned{suffix}",
+        pruned,
+        peer(tuned),
+        name,
+        pairs,
+        loose,
+        gradient_error=round(error, 5),
+        **facts,
+    )
+    compare(
+        f"training_step_flat{suffix}",
+        problem.ours(flat, 0.99),
+        problem.ours(flat),
+        "ragx, exact",
+        pairs,
+        loose,
+        **facts,
+    )
+    if dtype == torch.float32:
+        mixed = problem.ours(flat, dtype=torch.bfloat16)
+        compare(f"training_step_default_dtype{suffix}", mixed, peer(flat), name, pairs, 2e-2, **facts)
+
+
+def peak_memory(which: str, device: str) -> float:
+    """MiB that one step with answers of 64 tokens needs above weights and gradients; run in a process of its own."""
+    problem = Problem(bart_generator(Size(), 64, device), Size(), (64, 64), device)
+    problem.generator.recompute = which == "recompute"
+    step = problem.rag(problem.flat, PADDED) if which == "peer" else problem.ours(problem.flat)
+    problem.generator.model.zero_grad(set_to_none=False)
+    return peak_mib(step, device)
+
+
+def memory_claims(device: str) -> None:
+    """The claims of memory, each side in a fresh process."""
+
+    def measured(which: str) -> float:
+        command = [sys.executable, "-m", "benchmarks.training_step", "--memory", which, "--device", device]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout)
+
+    peer = measured("peer")
+    for which, claim in (("ours", "training_step_memory"), ("recompute", "training_step_memory_recompute")):
+        own = measured(which)
+        name = "transformers RagSequenceForGeneration"
+        figures = (peer / own,) * 3
+        print_claim(claim, figures, peer=name, same_result=True, n=1, mib_ours=round(own), mib_peer=round(peer))
+
+
+def main() -> None:
+    """Print one JSON line a claim."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three pairs, BART only")
+    parser.add_argument("--json", action="store_true", help="the output is JSON in any case")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all weights")
+    parser.add_argument("--memory", choices=["ours", "recompute", "peer"], help="print one side's MiB and stop")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    if options.memory:
+        print(peak_memory(options.memory, options.device))
+        return
+    dtype, pairs = getattr(torch, options.dtype), 3 if options.quick else 7
+    peak = round(matrix_peak(dtype, device=options.device))
+    size = Size()
+    kinds: dict[str, Callable[[], Generator]] = {"bart-base": partial(bart_generator, size, 64, options.device)}
+    if not options.quick:
+        kinds["smollm2-135m"] = partial(llama_generator, size, options.device)
+    for kind, opened in kinds.items():
+        generator = opened()
+        generator.model.to(dtype)
+        claims_of(Problem(generator, size, (4, 16), options.device), kind, pairs, dtype, peak)
+    memory_claims(options.device)
+
+
+if __name__ == "__main__":
+    main()
