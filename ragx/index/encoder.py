@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import AutoTokenizer, BertConfig, BertModel, DPRContextEncoder, DPRQuestionEncoder
+from transformers import AutoTokenizer, BertConfig, BertModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from ragx.errors import ArtifactError, RagxError
 from ragx.models import model_fingerprint, read_model_config, require_tokenizer, require_weights
@@ -128,6 +128,44 @@ class Encoder:
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise RagxError(f"{self.folder}: the encoder's vector of {str(texts[bad])[:60]!r} is not finite")
         return array
+
+    def read_back(self, text: str) -> str:
+        """The text as the tokenizer decodes it from its own ids: what transformers' RAG gives to the generator."""
+        ids = self.tokenizer(text, truncation=True, max_length=self.settings.max_tokens)["input_ids"]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def dpr_tower(self) -> DPRQuestionEncoder:
+        """The same weights as transformers' DPRQuestionEncoder, whose pooler output is the same vector.
+
+        Raises:
+            ArtifactError: a DPR tower cannot give these vectors.
+        """
+        parts = [type(part) for part in self.module]
+        bert = self.module[0].auto_model if parts[:1] == [Transformer] else None
+        if not isinstance(bert, BertModel):
+            raise ArtifactError(
+                f"{self.folder}: a DPR question encoder is a BERT; this is {type(bert or self.module[0]).__name__}"
+            )
+        if parts != [Transformer, Pooling] or self.settings.pooling != "cls" or self.settings.prefix:
+            raise ArtifactError(
+                f"{self.folder}: a DPR question encoder gives the vector of the first token of a text without prefix; "
+                f"this one has pooling: {self.settings.pooling}, normalize: {str(self.settings.normalize).lower()}, "
+                f"prefix: {self.settings.prefix!r}"
+            )
+        own_names = ("model_type", "architectures")
+        config = {key: value for key, value in bert.config.to_dict().items() if key not in own_names}
+        tower = DPRQuestionEncoder(DPRConfig(**config, projection_dim=0))
+        weights = {name: value for name, value in bert.state_dict().items() if not name.startswith("pooler.")}
+        tower.question_encoder.bert_model.load_state_dict(weights)
+        return tower.eval()
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer alone, as it was before special tokens in texts were made plain."""
+        self.tokenizer.split_special_tokens = False
+        try:
+            self.tokenizer.save_pretrained(folder)
+        finally:
+            self.tokenizer.split_special_tokens = True
 
     def save(self, folder: Path) -> None:
         """Write the encoder as a sentence-transformers folder, which `Encoder` opens again."""

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from ragx.errors import ArtifactError, RagxError
-from ragx.rag.prompts import PromptSettings, PromptTemplate
+from ragx.rag.prompts import Prompt, make_template
 from ragx.records import Passage
 
 SLICE = 512
@@ -64,14 +64,14 @@ class Generator(ABC):
     chats: ClassVar[bool] = False
     """Whether the tokenizer's chat template, where it has one, wraps the prompt."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, prompt: PromptSettings, max_answer_tokens: int) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, prompt: Prompt, max_answer_tokens: int) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.max_answer_tokens = max_answer_tokens
         self.stop_ids = _stop_ids(model, tokenizer)
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.stop_ids)
         chat = self.chats and tokenizer.chat_template is not None
-        self.template = PromptTemplate(tokenizer, prompt, chat=chat)
+        self.template = make_template(tokenizer, prompt, chat=chat)
         self._scale = 1.0
 
     def answer_ids(self, answer: str) -> list[int]:
