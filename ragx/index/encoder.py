@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -207,8 +207,17 @@ def _load_dpr(folder: Path, device: str, allow_pickle: bool) -> SentenceTransfor
     return SentenceTransformer(modules=[transformer, pooling], device=device)
 
 
+def _lacks_pooler(folder: Path) -> bool:
+    """Whether this is a BERT saved without its pooler, which would be drawn at random while opening: a DPR tower."""
+    weights = _weights_folder(folder) / "model.safetensors"
+    if not weights.is_file() or read_model_config(_weights_folder(folder)).get("model_type") != "bert":
+        return False
+    with safe_open(weights, framework="pt") as file:
+        return not any("pooler." in name for name in file.keys())  # noqa: SIM118 - it is no dict
+
+
 def _load(folder: Path, settings: EncoderSettings, device: str, allow_pickle: bool) -> SentenceTransformer:
-    model_kwargs = {"use_safetensors": None if allow_pickle else True}
+    model_kwargs: dict[str, bool | None] = {"use_safetensors": None if allow_pickle else True}
     own_modules = (folder / "modules.json").is_file()
     if not own_modules:
         kind = read_model_config(folder).get("model_type")
@@ -217,6 +226,8 @@ def _load(folder: Path, settings: EncoderSettings, device: str, allow_pickle: bo
         if kind == "dpr":
             return _load_dpr(folder, device, allow_pickle)
     try:
+        if own_modules and _lacks_pooler(folder):
+            model_kwargs["add_pooling_layer"] = False
         if own_modules and settings.pooling is None and settings.normalize is None:
             return SentenceTransformer(str(folder), device=device, trust_remote_code=False, model_kwargs=model_kwargs)
         loaded = SentenceTransformer(str(folder), device=device, trust_remote_code=False, model_kwargs=model_kwargs)

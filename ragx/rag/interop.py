@@ -8,7 +8,7 @@ of the answer that is given and not predicted by forcing it. Everything else is 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import transformers
 from safetensors import SafetensorError
@@ -135,36 +135,30 @@ def write_checkpoint(folder: Path, encoder: Encoder, generator: Generator, decod
         n_docs=decoding.top_k,
         retrieval_vector_size=encoder.dimension,
         index_name="custom",
+        **{name: getattr(writer.config, name) for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id")},
     )
     joint = getattr(transformers, MARGINALS[decoding.marginal])
     try:
         joint(config=config, question_encoder=tower, generator=writer).save_pretrained(folder)
     except SafetensorError as error:
         raise RagxError(f"{folder}: cannot be written ({error}); is the disk full?") from error
-    options = _options(generator, decoding)
-    _generation_config(writer, generator, options).save_pretrained(folder)
+    # Where this file is, RagTokenForGeneration.from_pretrained(folder, retriever=...) fails: it takes the retriever for
+    # one of its settings. Without it they come from config.json.
+    (folder / "generation_config.json").unlink(missing_ok=True)
     encoder.save_tokenizer(folder / "question_encoder_tokenizer")
     generator.tokenizer.save_pretrained(folder / "generator_tokenizer")
-    return options
+    return _options(generator, decoding)
 
 
 def _options(generator: Seq2SeqGenerator, decoding: Decoding) -> dict[str, object]:
-    """No length normalisation; what ragx gives as the beginning of an answer is forced, and counts as new tokens."""
+    """No length normalisation; what ragx gives as the beginning of an answer is forced, and counts as answer tokens.
+
+    `max_length` because their RAG-Token ignores `max_new_tokens`.
+    """
     begin = generator.decoder_prefix[1:]
     return {
         "num_beams": decoding.num_beams,
         "length_penalty": 0.0,
-        "max_new_tokens": decoding.max_answer_tokens + len(begin),
+        "max_length": decoding.max_answer_tokens + len(generator.decoder_prefix),
         **({"forced_bos_token_id": begin[0]} if begin else {}),
     }
-
-
-def _generation_config(writer: Any, generator: Seq2SeqGenerator, options: dict[str, object]) -> Any:
-    """What their RAG-Token reads from the folder by itself; RAG-Sequence wants the options in the call."""
-    return transformers.GenerationConfig(
-        **options,
-        decoder_start_token_id=generator.decoder_prefix[0],
-        bos_token_id=writer.config.bos_token_id,
-        eos_token_id=sorted(generator.stop_ids),
-        pad_token_id=generator.pad_id,
-    )

@@ -109,6 +109,14 @@ def _warn_of_cut_questions(model: RagModel) -> None:
         )
 
 
+_MASKED = """
+# transformers' RAG-Sequence lets candidates attend to the padding of their contexts; this gives it the mask. Where the
+# padding's id is 0 (T5), it also scores what it fills shorter beams up with: there only num_beams=1 is right.
+write, pad = model.generator.generate, model.config.generator.pad_token_id
+model.generator.generate = lambda ids, **options: write(ids, **{**options, "attention_mask": ids.ne(pad).long()})
+"""
+
+
 def _card(config: Config, facts: dict[str, object], options: dict[str, object]) -> str:
     name, options = facts["class"], ", ".join(f"{key}={value}" for key, value in options.items())
     return f"""# {config.name}: exported with ragx {facts["ragx"]}
@@ -125,7 +133,7 @@ retriever = RagRetriever.from_pretrained(
     folder, index_name="custom", passages_path=f"{{folder}}/passages", index_path=f"{{folder}}/passages.faiss"
 )
 model = {name}.from_pretrained(folder, retriever=retriever)
-
+{_MASKED if config.rag.marginal == "sequence" else ""}
 inputs = tokenizer("Your question?", return_tensors="pt")
 ids = model.generate(
     inputs["input_ids"],
