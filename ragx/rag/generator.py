@@ -179,7 +179,7 @@ def _stop_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     ids = configured if isinstance(configured, list) else [configured]
     found = {int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None}
     if not found:
-        raise ArtifactError("the generator's tokenizer has no end-of-text token (eos_token)")
+        raise ArtifactError(f"{tokenizer.name_or_path}: the generator's tokenizer has no end-of-text token (eos_token)")
     return frozenset(found)
 
 
