@@ -118,7 +118,7 @@ model.generator.generate = lambda ids, **options: write(ids, **{**options, "atte
 
 
 def _card(config: Config, facts: dict[str, object], options: dict[str, object]) -> str:
-    name, options = facts["class"], ", ".join(f"{key}={value}" for key, value in options.items())
+    name, call = facts["class"], ", ".join(f"{key}={value}" for key, value in options.items())
     return f"""# {config.name}: exported with ragx {facts["ragx"]}
 
 {name} of transformers ({facts["model"]} weights) and its index. The passages' vectors are divided by the prior's
@@ -138,7 +138,7 @@ inputs = tokenizer("Your question?", return_tensors="pt")
 ids = model.generate(
     inputs["input_ids"],
     attention_mask=inputs["attention_mask"],
-    {options},
+    {call},
 )
 answer = tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip()
 ```
