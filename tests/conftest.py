@@ -251,6 +251,43 @@ def _special(tokenizer):
 
 
 @pytest.fixture
+def draw_dpr(tiny_models):
+    """draw_dpr(seed, hidden_size=16): random DPR question and passage towers of one shape, and their tokenizer."""
+    import torch
+    import transformers
+
+    def draw(seed, **shape):
+        words = transformers.AutoTokenizer.from_pretrained(tiny_models.encoder)
+        small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        config = transformers.DPRConfig(vocab_size=len(words), **{**small, "max_position_embeddings": 300, **shape})
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return transformers.DPRQuestionEncoder(config), transformers.DPRContextEncoder(config), words
+
+    return draw
+
+
+@pytest.fixture
+def save_rag():
+    """save_rag(folder, "token", (tower, its tokenizer), (generator, its tokenizer), n_docs=3): transformers' RAG model
+    of these parts, saved as they save it."""
+    import transformers
+
+    kinds = {"sequence": transformers.RagSequenceForGeneration, "token": transformers.RagTokenForGeneration}
+
+    def save(folder, marginal, questions, writer, **config):
+        joint = transformers.RagConfig.from_question_encoder_generator_configs(
+            questions[0].config, writer[0].config, **config
+        )
+        model = kinds[marginal](config=joint, question_encoder=questions[0], generator=writer[0]).eval()
+        model.save_pretrained(folder)
+        transformers.RagTokenizer(questions[1], writer[1]).save_pretrained(folder)
+        return model
+
+    return save
+
+
+@pytest.fixture
 def tiny_config(tmp_path, tiny_corpus, tiny_models):
     """A factory: tiny_config(generator="t5", retrieval={"mode": "dense"}, seed=3) -> path of a written ragx.yaml.
 

@@ -18,6 +18,7 @@ from ragx.artifacts import untrusted
 from ragx.cli.ask import ask
 from ragx.cli.check import check
 from ragx.cli.eval import evaluate
+from ragx.cli.export import export
 from ragx.cli.finetune import finetune
 from ragx.cli.index import index
 from ragx.cli.init import init
@@ -58,6 +59,7 @@ app.command()(_carrying(index))
 app.command()(_carrying(finetune))
 app.command()(_carrying(ask))
 app.command("eval")(_carrying(evaluate))
+app.command()(_carrying(export))
 
 
 @app.callback(invoke_without_command=True)

@@ -145,12 +145,20 @@ class Generator(Section):
 
 
 class Rag(Section):
-    """The marginal and its decoding; `checkpoint` names a transformers RAG checkpoint: both towers at once."""
+    """The marginal, its decoding and the generator's input; `checkpoint` names a transformers RAG checkpoint: both
+    towers at once. `input_format: auto` is transformers' own where there is a checkpoint, else `generator.prompt`."""
 
     checkpoint: ModelReference | None = None
     marginal: Literal["sequence", "token"] = "sequence"
     decoding: Literal["thorough", "fast"] = "thorough"
     num_beams: Positive = 1
+    input_format: Literal["auto", "prompt", "transformers"] = "auto"
+    truncation: Literal["passage", "end"] = "passage"
+
+    @property
+    def joins_like_transformers(self) -> bool:
+        """Whether the generator's input is `title / text // question`, as transformers' RAG joins it."""
+        return self.input_format == "transformers" or (self.input_format == "auto" and self.checkpoint is not None)
 
     @model_validator(mode="after")
     def _fast_is_sequence(self) -> Self:
@@ -233,6 +241,13 @@ class Config(Section):
             raise ValueError(f"retrieval.mode: {self.retrieval.mode} needs index.lexical: bm25, not none")
         if self.retrieval.mode == "lexical" and self.finetune.train == ("question_encoder",):
             raise ValueError("retrieval.mode: lexical uses no question encoder, yet finetune.train holds nothing else")
+        if self.rag.joins_like_transformers and self.generator.prompt != DEFAULT_PROMPT:
+            raise ValueError(
+                "generator.prompt is not used where the input is joined as in transformers' RAG; "
+                "leave it out, or say rag.input_format: prompt"
+            )
+        if self.rag.truncation == "end" and not self.rag.joins_like_transformers:
+            raise ValueError("rag.truncation: end cuts off the question; it is for rag.input_format: transformers only")
         return self
 
     @property

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import AutoTokenizer, BertConfig, BertModel, DPRContextEncoder, DPRQuestionEncoder
+from transformers import AutoTokenizer, BertConfig, BertModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from ragx.errors import ArtifactError, RagxError
 from ragx.models import model_fingerprint, read_model_config, require_tokenizer, require_weights
@@ -129,6 +129,44 @@ class Encoder:
             raise RagxError(f"{self.folder}: the encoder's vector of {str(texts[bad])[:60]!r} is not finite")
         return array
 
+    def read_back(self, text: str) -> str:
+        """The text as the tokenizer decodes it from its own ids: what transformers' RAG gives to the generator."""
+        ids = self.tokenizer(text, truncation=True, max_length=self.settings.max_tokens)["input_ids"]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def dpr_tower(self) -> DPRQuestionEncoder:
+        """The same weights as transformers' DPRQuestionEncoder, whose pooler output is the same vector.
+
+        Raises:
+            ArtifactError: a DPR tower cannot give these vectors.
+        """
+        parts = [type(part) for part in self.module]
+        bert = self.module[0].auto_model if parts[:1] == [Transformer] else None
+        if not isinstance(bert, BertModel):
+            raise ArtifactError(
+                f"{self.folder}: a DPR question encoder is a BERT; this is {type(bert or self.module[0]).__name__}"
+            )
+        if parts != [Transformer, Pooling] or self.settings.pooling != "cls" or self.settings.prefix:
+            raise ArtifactError(
+                f"{self.folder}: a DPR question encoder gives the vector of the first token of a text without prefix; "
+                f"this one has pooling: {self.settings.pooling}, normalize: {str(self.settings.normalize).lower()}, "
+                f"prefix: {self.settings.prefix!r}"
+            )
+        own_names = ("model_type", "architectures")
+        config = {key: value for key, value in bert.config.to_dict().items() if key not in own_names}
+        tower = DPRQuestionEncoder(DPRConfig(**config, projection_dim=0))
+        weights = {name: value for name, value in bert.state_dict().items() if not name.startswith("pooler.")}
+        tower.question_encoder.bert_model.load_state_dict(weights)
+        return tower.eval()
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer alone, as it was before special tokens in texts were made plain."""
+        self.tokenizer.split_special_tokens = False
+        try:
+            self.tokenizer.save_pretrained(folder)
+        finally:
+            self.tokenizer.split_special_tokens = True
+
     def save(self, folder: Path) -> None:
         """Write the encoder as a sentence-transformers folder, which `Encoder` opens again."""
         self.tokenizer.split_special_tokens = False
@@ -169,8 +207,17 @@ def _load_dpr(folder: Path, device: str, allow_pickle: bool) -> SentenceTransfor
     return SentenceTransformer(modules=[transformer, pooling], device=device)
 
 
+def _lacks_pooler(folder: Path) -> bool:
+    """Whether this is a BERT saved without its pooler, which would be drawn at random while opening: a DPR tower."""
+    weights = _weights_folder(folder) / "model.safetensors"
+    if not weights.is_file() or read_model_config(_weights_folder(folder)).get("model_type") != "bert":
+        return False
+    with safe_open(weights, framework="pt") as file:
+        return not any("pooler." in name for name in file.keys())  # noqa: SIM118 - it is no dict
+
+
 def _load(folder: Path, settings: EncoderSettings, device: str, allow_pickle: bool) -> SentenceTransformer:
-    model_kwargs = {"use_safetensors": None if allow_pickle else True}
+    model_kwargs: dict[str, bool | None] = {"use_safetensors": None if allow_pickle else True}
     own_modules = (folder / "modules.json").is_file()
     if not own_modules:
         kind = read_model_config(folder).get("model_type")
@@ -179,6 +226,8 @@ def _load(folder: Path, settings: EncoderSettings, device: str, allow_pickle: bo
         if kind == "dpr":
             return _load_dpr(folder, device, allow_pickle)
     try:
+        if own_modules and _lacks_pooler(folder):
+            model_kwargs["add_pooling_layer"] = False
         if own_modules and settings.pooling is None and settings.normalize is None:
             return SentenceTransformer(str(folder), device=device, trust_remote_code=False, model_kwargs=model_kwargs)
         loaded = SentenceTransformer(str(folder), device=device, trust_remote_code=False, model_kwargs=model_kwargs)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ragx.errors import ArtifactError, RagxError
-from ragx.rag.prompts import PromptSettings, PromptTemplate
+from ragx.rag.prompts import Prompt, make_template
 from ragx.rag.state import State
 from ragx.records import Passage
 
@@ -37,14 +37,14 @@ class Generator(ABC):
     chats: ClassVar[bool] = False
     """Whether the tokenizer's chat template, where it has one, wraps the prompt."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, prompt: PromptSettings, max_answer_tokens: int) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, prompt: Prompt, max_answer_tokens: int) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.max_answer_tokens = max_answer_tokens
         self.stop_ids = _stop_ids(model, tokenizer)
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.stop_ids)
         chat = self.chats and tokenizer.chat_template is not None
-        self.template = PromptTemplate(tokenizer, prompt, chat=chat)
+        self.template = make_template(tokenizer, prompt, chat=chat)
         self.recompute = False
         self._scale = 1.0
 
@@ -170,7 +170,7 @@ def _stop_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     ids = configured if isinstance(configured, list) else [configured]
     found = {int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None}
     if not found:
-        raise ArtifactError("the generator's tokenizer has no end-of-text token (eos_token)")
+        raise ArtifactError(f"{tokenizer.name_or_path}: the generator's tokenizer has no end-of-text token (eos_token)")
     return frozenset(found)
 
 

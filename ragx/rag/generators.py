@@ -1,23 +1,24 @@
 """Opening a generator of either kind, and wrapping it for training."""
 
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from ragx.errors import ArtifactError
+from ragx.errors import ArtifactError, ConfigError
 from ragx.models import require_tokenizer, require_weights
 from ragx.rag.causal import CausalGenerator
 from ragx.rag.generator import Generator
-from ragx.rag.prompts import PromptSettings
+from ragx.rag.prompts import Prompt, RagFormat
 from ragx.rag.seq2seq import Seq2SeqGenerator
 
 
 def load_generator(
     folder: Path,
-    prompt: PromptSettings,
+    prompt: Prompt,
     max_answer_tokens: int,
     *,
     device: str = "cpu",
@@ -28,7 +29,9 @@ def load_generator(
     """Load a causal or encoder-decoder generator, with a LoRA adapter when one is given.
 
     Raises:
-        ArtifactError: the folder holds none, its architecture is unsupported, or its context is too short.
+        ArtifactError: the folder holds none, its architecture is unsupported, or its context is too short; or its
+            tokenizer has tokens which the model lacks.
+        ConfigError: transformers' RAG input for a generator without an encoder.
     """
     require_weights(folder, allow_pickle)
     require_tokenizer(folder)
@@ -41,6 +44,15 @@ def load_generator(
         model = model if adapter is None else peft.PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{folder}: cannot be loaded as a generator ({str(error).splitlines()[0]})") from error
+    if isinstance(prompt, RagFormat) and not config.is_encoder_decoder:
+        raise ConfigError(
+            f"rag.input_format: {folder} has no encoder, as the generators of transformers' RAG have; say prompt"
+        )
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if (tokens := max(tokenizer.get_vocab().values()) + 1) > vocabulary:
+        raise ArtifactError(
+            f"{folder}: its tokenizer has {tokens} tokens, its model knows {vocabulary}: they are not of one model"
+        )
     limit = getattr(config, "max_position_embeddings", None)
     wanted = prompt.max_input_tokens + (0 if config.is_encoder_decoder else max_answer_tokens)
     if limit is not None and wanted > limit:
@@ -64,6 +76,12 @@ def add_lora(generator: Generator, *, rank: int, alpha: int) -> None:
     for config in adapted.peft_config.values():
         config.target_modules = sorted(config.target_modules)  # a set, saved in another order every time
     generator.model = adapted
+
+
+def merged(generator: Generator) -> Any:
+    """The transformers model with the adapter, where there is one, added to its weights; the generator ends with it."""
+    wrapped: Any = generator.model
+    return wrapped if wrapped is generator.base else wrapped.merge_and_unload()
 
 
 def _check_head(generator: Generator, name: str) -> None:

@@ -1,13 +1,13 @@
 """Passage and question -> token ids of the generator's input.
 
 Only the template may hold special tokens: title, passage and question are tokenised as plain text. The passage is cut
-to fit; the question never is.
+to fit; the question never is, unless an input is wanted exactly as transformers' RagRetriever cuts it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import TemplateError
 
@@ -24,6 +24,25 @@ class PromptSettings:
     prompt: str
     system: str | None
     max_input_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RagFormat:
+    """The input of transformers' RAG models: prefix, title, `title_sep`, text, `doc_sep` and question in one string.
+
+    `question_text` is what becomes of a question before it is joined: they decode it from the question encoder's token
+    ids. What exceeds the limit is cut from the passage, or as they do from the end, where the question stands.
+    """
+
+    title_sep: str
+    doc_sep: str
+    prefix: str
+    max_input_tokens: int
+    question_text: Callable[[str], str]
+    truncation: Literal["passage", "end"] = "passage"
+
+
+Prompt = PromptSettings | RagFormat
 
 
 class PromptTemplate:
@@ -57,10 +76,7 @@ class PromptTemplate:
         fixed = sum(len(piece) for piece in self._pieces if isinstance(piece, list))
         room = self._limit - fixed - len(slots["title"]) - len(slots["question"])
         if room < 1:
-            raise DataError(
-                f"the question {question[:60]!r} leaves no room for a passage within "
-                f"generator.max_input_tokens: {self._limit}; raise it or shorten the question"
-            )
+            raise _no_room(question, self._limit)
         slots["passage"] = slots["passage"][:room]
         return [token for piece in self._pieces for token in (slots[piece] if isinstance(piece, str) else piece)]
 
@@ -82,6 +98,72 @@ class PromptTemplate:
                 f"the chat template refuses the prompt ({error}); try generator.system: null"
             ) from error
         return text
+
+
+class RagTemplate:
+    """The joined string of a `RagFormat` as token ids."""
+
+    ends_with_space = True
+
+    def __init__(self, tokenizer: Any, form: RagFormat) -> None:
+        """Raises ArtifactError when the tokenizer does not say where in a text its tokens stand."""
+        if not tokenizer.is_fast:
+            raise ArtifactError(
+                f"{tokenizer.name_or_path}: no tokenizer.json, without which no passage can be cut to fit; "
+                "say rag.input_format: prompt"
+            )
+        self._tokenizer = tokenizer
+        self.form = form
+
+    def ids(self, passage: Passage, question: str) -> list[int]:
+        """The token ids of one input, cut to the limit.
+
+        Raises:
+            DataError: the question leaves no room for a passage.
+        """
+        limit, asked = self.form.max_input_tokens, self.form.question_text(question)
+        if self.form.truncation == "end":
+            return self._encode(self._joined(passage.title, passage.text, asked), truncation=True, max_length=limit)
+        ids = self._encode(self._joined(passage.title, passage.text, asked))
+        if len(ids) <= limit:
+            return ids
+        starts = self._token_starts(passage.text)
+        kept = len(starts)
+        while len(ids) > limit:  # the end of a cut passage may join its neighbour in other tokens: rarely twice
+            kept -= len(ids) - limit
+            if kept < 1:
+                raise _no_room(question, limit)
+            ids = self._encode(self._joined(passage.title, passage.text[: starts[kept]].rstrip(), asked))
+        return ids
+
+    def room(self, passage: Passage) -> int:
+        """The tokens that an uncut passage leaves for the question; below 0 where it alone exceeds the limit."""
+        return self.form.max_input_tokens - len(self._encode(self._joined(passage.title, passage.text, "")))
+
+    def _joined(self, title: str, text: str, question: str) -> str:
+        form, bare = self.form, title.removeprefix('"').removesuffix('"')
+        return f"{form.prefix}{bare}{form.title_sep}{text}{form.doc_sep}{question}".replace("  ", " ")
+
+    def _encode(self, text: str, **cut: Any) -> list[int]:
+        return list(self._tokenizer(text, split_special_tokens=True, verbose=False, **cut)["input_ids"])
+
+    def _token_starts(self, text: str) -> list[int]:
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [start for start, _ in encoded["offset_mapping"]]
+
+
+def make_template(tokenizer: Any, prompt: Prompt, *, chat: bool) -> PromptTemplate | RagTemplate:
+    """The template of either kind of prompt."""
+    if isinstance(prompt, RagFormat):
+        return RagTemplate(tokenizer, prompt)
+    return PromptTemplate(tokenizer, prompt, chat=chat)
+
+
+def _no_room(question: str, limit: int) -> DataError:
+    return DataError(
+        f"the question {question[:60]!r} leaves no room for a passage within "
+        f"generator.max_input_tokens: {limit}; raise it or shorten the question"
+    )
 
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:

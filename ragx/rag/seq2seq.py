@@ -10,7 +10,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from ragx.errors import ArtifactError
 from ragx.rag.generator import Generator, Pair, pad_rows
-from ragx.rag.prompts import PromptSettings, special_ids
+from ragx.rag.prompts import Prompt, special_ids
 from ragx.rag.state import State, cache_of, layers_of, with_room
 
 
@@ -18,7 +18,7 @@ class Seq2SeqGenerator(Generator):
     """Encoder-decoder models: the prompt goes to the encoder; the decoder starts from its start token (and BOS, where
     the tokenizer begins texts with one: it is given, not scored)."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, prompt: PromptSettings, max_answer_tokens: int) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, prompt: Prompt, max_answer_tokens: int) -> None:
         super().__init__(model, tokenizer, prompt, max_answer_tokens)
         start = self.base.config.decoder_start_token_id
         if start is None:

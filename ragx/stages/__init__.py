@@ -4,6 +4,7 @@ The only modules with late imports: torch and its company are loaded when a stag
 """
 
 from ragx.stages.answer import Answerer, ask, compare, evaluate, report_json
+from ragx.stages.export import export
 from ragx.stages.finetune import finetune
 from ragx.stages.index import build_index, index_stats
 from ragx.stages.project import check, init
@@ -15,6 +16,7 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "export",
     "finetune",
     "index_stats",
     "init",

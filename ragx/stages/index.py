@@ -11,7 +11,7 @@ from ragx.artifacts import file_sha256, fingerprint, read_manifest, write_text
 from ragx.config import Config, dump_config
 from ragx.errors import ArtifactError
 from ragx.records import Progress, no_progress
-from ragx.stages.models import compute_dtype, encoding_facts, passage_encoder
+from ragx.stages.models import compute_dtype, encoding_facts, passage_encoder, require_same_width
 
 if TYPE_CHECKING:
     from ragx.corpus.readers import Fields
@@ -37,6 +37,7 @@ def build_index(config: Config, progress: Progress = no_progress) -> dict[str, A
     if (generation := current_generation(folder)) and _is_up_to_date(generation, source, encoder, config):
         log.info("the index %s is up to date", generation)
         return index_stats(config)
+    require_same_width(config, encoder)
     write_text(config.run_dir / "config.yaml", dump_config(config))
     documents = read_documents(config.corpus.paths, corpus_fields(config), config.corpus.on_error)
     spans = encoder.spans if config.passages.unit == "tokens" else word_spans

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ragx.index.store import Index
     from ragx.rag.generator import Generator
     from ragx.rag.model import RagModel
+    from ragx.rag.prompts import Prompt
     from ragx.rag.retriever import Retriever
 
 MODEL_KIND = "ragx model"
@@ -60,6 +61,23 @@ def passage_encoder(config: Config) -> Encoder:
     if config.rag.checkpoint and not config.encoder.passage_model:
         raise ConfigError("encoder.passage_model: rag.checkpoint brings only the question encoder; name its twin here")
     return _encoder(config, _resolve(config, reference, config.encoder.sha256), "document")
+
+
+def require_same_width(config: Config, passages: Encoder) -> None:
+    """Refuse two towers whose vectors have no inner product, before a corpus is encoded with one of them.
+
+    Raises:
+        ConfigError: they are of different width.
+    """
+    if not config.encoder.passage_model or config.retrieval.mode == "lexical":
+        return
+    questions = _encoder(config, _folders(config)[0], "query")
+    if questions.dimension != passages.dimension:
+        raise ConfigError(
+            f"encoder.passage_model: {config.encoder.passage_model} gives vectors of {passages.dimension} dimensions, "
+            f"the question encoder {config.rag.checkpoint or config.encoder.model} of {questions.dimension}: "
+            "name its twin"
+        )
 
 
 def _resolve(config: Config, reference: str, sha256: str | None) -> Path:
@@ -154,7 +172,6 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
 
     from ragx.rag.generators import load_generator
     from ragx.rag.model import RagModel
-    from ragx.rag.prompts import PromptSettings
     from ragx.rag.retriever import RetrievalSettings, Retriever, starting_prior
 
     which = resolve_which(config, which)
@@ -169,7 +186,7 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     retriever = Retriever(encoder, starting_prior(encoder, section.mode, *prior), index, settings)
     generator = load_generator(
         weights,
-        PromptSettings(config.generator.prompt, config.generator.system, config.generator.max_input_tokens),
+        _prompt(config, encoder, weights),
         config.generator.max_answer_tokens,
         device=compute_device(config),
         dtype=torch.float32 if prepare else compute_dtype(config),
@@ -179,6 +196,23 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     if prepare is not None:
         prepare(config, retriever, generator)
     return RagModel(retriever, generator, config.rag.marginal).to(compute_device(config))
+
+
+def _prompt(config: Config, encoder: Encoder, generator: Path) -> Prompt:
+    """The generator's input: the configured prompt, or the format of the RAG checkpoint."""
+    from ragx.rag.interop import input_format
+    from ragx.rag.prompts import PromptSettings
+
+    section = config.generator
+    if not config.rag.joins_like_transformers:
+        return PromptSettings(section.prompt, section.system, section.max_input_tokens)
+    return input_format(
+        _resolve(config, config.rag.checkpoint, None) if config.rag.checkpoint else None,
+        generator,
+        question_text=encoder.read_back,
+        truncation=config.rag.truncation,
+        max_input_tokens=section.max_input_tokens,
+    )
 
 
 def _tuned_parts(config: Config, index: Index, base_generator: Path) -> TunedParts:

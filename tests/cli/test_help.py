@@ -11,6 +11,7 @@ COMMANDS = {
     "finetune": ["--resume", "--dry-run"],
     "ask": ["--model"],
     "eval": ["--split", "--model", "--baseline"],
+    "export": ["DIR", "--format", "--model"],
 }
 
 

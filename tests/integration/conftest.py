@@ -11,18 +11,6 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def one_thread(request):
-    """Tiny matrices gain nothing from threads, and lose much where cores are shared."""
-    import torch
-
-    before = torch.get_num_threads()
-    if not request.node.get_closest_marker("slow"):
-        torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _environment():
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -78,36 +66,19 @@ def read_metrics():
 
 
 @pytest.fixture
-def tiny_rag(tiny_models, tmp_path, monkeypatch):
-    """tiny_rag("sequence") -> folders of a RagSequenceForGeneration (DPR and BART) and of its DPR passage tower."""
-    import torch
+def tiny_rag(tiny_models, draw_dpr, save_rag, tmp_path, monkeypatch):
+    """tiny_rag("sequence", "bart") -> folders of a RAG checkpoint and of its DPR passage tower."""
     import transformers
 
     monkeypatch.setenv("RAGX_CACHE", str(tmp_path / "cache"))
 
-    def make(marginal):
-        words = transformers.AutoTokenizer.from_pretrained(tiny_models.encoder)
-        config = transformers.DPRConfig(
-            vocab_size=len(words),
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=300,
-            initializer_range=0.1,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(17)
-            questions, passages = transformers.DPRQuestionEncoder(config), transformers.DPRContextEncoder(config)
-        writer = transformers.AutoModelForSeq2SeqLM.from_pretrained(tiny_models.bart)
-        kind = {"sequence": transformers.RagSequenceForGeneration, "token": transformers.RagTokenForGeneration}[
-            marginal
-        ]
-        joint = transformers.RagConfig.from_question_encoder_generator_configs(config, writer.config, n_docs=5)
+    def make(marginal, generator="bart"):
+        source = getattr(tiny_models, generator)
+        writer = transformers.AutoModelForSeq2SeqLM.from_pretrained(source)
+        letters = transformers.AutoTokenizer.from_pretrained(source)
+        questions, passages, words = draw_dpr(17, initializer_range=0.1)
         checkpoint, tower = tmp_path / f"rag-{marginal}", tmp_path / "ctx"
-        kind(config=joint, question_encoder=questions, generator=writer).save_pretrained(checkpoint)
-        words.save_pretrained(checkpoint / "question_encoder_tokenizer")
-        transformers.AutoTokenizer.from_pretrained(tiny_models.bart).save_pretrained(checkpoint / "generator_tokenizer")
+        save_rag(checkpoint, marginal, (questions, words), (writer, letters))
         passages.save_pretrained(tower)
         words.save_pretrained(tower)
         return checkpoint, tower

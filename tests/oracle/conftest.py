@@ -8,18 +8,6 @@ import pytest
 PROMPT = "{title} / {passage} // {question}"
 
 
-@pytest.fixture(autouse=True)
-def one_thread(request):
-    """Tiny matrices gain nothing from threads, and lose much where cores are shared."""
-    import torch
-
-    before = torch.get_num_threads()
-    if not request.node.get_closest_marker("slow"):
-        torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def draw_text():
     """draw_text(random, low, high): between `low` and `high` words of one to six letters."""
@@ -92,8 +80,8 @@ def fixed_retriever():
 
 
 @pytest.fixture
-def draw_checkpoint(tiny_models, tmp_path, monkeypatch):
-    """draw_checkpoint(seed, "bart", "sequence"): a random transformers RAG model and the folder it was saved to."""
+def draw_checkpoint(tiny_models, draw_dpr, save_rag, tmp_path, monkeypatch):
+    """draw_checkpoint(seed, "bart", "sequence", n_docs=3): a random RAG model of transformers, and its folder."""
     import torch
     import transformers
 
@@ -144,33 +132,14 @@ def draw_checkpoint(tiny_models, tmp_path, monkeypatch):
             )
         )
 
-    def draw(seed, generator, marginal):
+    def draw(seed, generator, marginal, **config):
         source = random.Random(seed)
-        tokenizers = {
-            "question_encoder": transformers.AutoTokenizer.from_pretrained(tiny_models.encoder),
-            "generator": transformers.AutoTokenizer.from_pretrained(getattr(tiny_models, generator)),
-        }
+        tokenizer = transformers.AutoTokenizer.from_pretrained(getattr(tiny_models, generator))
+        questions, _, words = draw_dpr(seed, hidden_size=16, max_position_embeddings=64)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            tower = transformers.DPRConfig(
-                vocab_size=len(tokenizers["question_encoder"]),
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=32,
-                max_position_embeddings=64,
-            )
-            questions = transformers.DPRQuestionEncoder(tower)
-            writer = {"bart": bart, "t5": t5}[generator](source, tokenizers["generator"])
-        config = transformers.RagConfig.from_question_encoder_generator_configs(tower, writer.config)
-        kind = {"sequence": transformers.RagSequenceForGeneration, "token": transformers.RagTokenForGeneration}[
-            marginal
-        ]
-        model = kind(config=config, question_encoder=questions, generator=writer).eval()
+            writer = {"bart": bart, "t5": t5}[generator](source, tokenizer)
         folder = tmp_path / f"{generator}-{marginal}-{seed}"
-        model.save_pretrained(folder)
-        for name, tokenizer in tokenizers.items():
-            tokenizer.save_pretrained(folder / f"{name}_tokenizer")
-        return model, folder
+        return save_rag(folder, marginal, (questions, words), (writer, tokenizer), **config), folder
 
     return draw

@@ -20,25 +20,14 @@ PASSAGES = [
 
 
 @pytest.fixture(params=["DPRQuestionEncoder", "DPRContextEncoder"])
-def tower(request, tiny_models, tmp_path):
+def tower(request, draw_dpr, tmp_path):
     """(class, folder) of a random tower; its weights are spread so that vectors differ."""
-    kind = getattr(transformers, request.param)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_models.encoder)
-    with torch.random.fork_rng():
-        torch.manual_seed(11)
-        config = transformers.DPRConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=64,
-            initializer_range=0.3,
-        )
-        model = kind(config)
-    model.save_pretrained(tmp_path / "tower")
-    tokenizer.save_pretrained(tmp_path / "tower")
-    return kind, tmp_path / "tower"
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 64, "initializer_range": 0.3}
+    questions, passages, words = draw_dpr(11, **shape)
+    chosen = questions if request.param == "DPRQuestionEncoder" else passages
+    for part in (chosen, words):
+        part.save_pretrained(tmp_path / "tower")
+    return type(chosen), tmp_path / "tower"
 
 
 def theirs(tower, *texts):
@@ -74,3 +63,16 @@ def test_opened_twice_it_has_the_same_weights(tower):
     one, two = (Encoder(tower[1], EncoderSettings(), role="query").module.state_dict() for _ in range(2))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_back_to_a_question_tower(tower, tmp_path):
+    """Whatever was trained goes back into transformers' class with the same vectors."""
+    encoder = Encoder(tower[1], EncoderSettings(max_tokens=64), role="query")
+    with torch.no_grad():
+        for parameter in encoder.module.parameters():
+            parameter.mul_(1.1)
+    encoder.dpr_tower().save_pretrained(tmp_path / "back")
+    encoder.save_tokenizer(tmp_path / "back")
+    again = (transformers.DPRQuestionEncoder, tmp_path / "back")
+    expected = np.stack([theirs(again, text) for text in TEXTS])
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, rtol=0, atol=1e-5)

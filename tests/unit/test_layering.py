@@ -14,13 +14,13 @@ ROOT = Path(ragx.__file__).parent
 ORDER = """
 errors records config.strict_yaml config.schema config artifacts models
 corpus corpus.answers corpus.readers corpus.passages corpus.questions
-index index.encoder index.vectors index.lexical index.build index.store
+index index.encoder index.vectors index.lexical index.build index.store index.hf_dataset
 rag rag.marginal rag.retriever
 rag.prompts rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.decoding rag.model rag.interop
 training training.checkpoints training.warmup training.loop
 evaluation evaluation.metrics evaluation.significance evaluation.gates evaluation.predict evaluation.report
-samples stages.models stages.index stages.finetune stages.answer stages.project stages
-cli cli.common cli.init cli.check cli.index cli.finetune cli.ask cli.eval cli.main
+samples stages.models stages.index stages.finetune stages.export stages.answer stages.project stages
+cli cli.common cli.init cli.check cli.index cli.finetune cli.ask cli.eval cli.export cli.main
 __init__ __main__
 """.split()  # noqa: SIM905 - it reads as the page does
 HOMES = {
@@ -29,6 +29,7 @@ HOMES = {
     "sentence_transformers": ("index.encoder",),
     "transformers": ("models", "index.encoder", "rag."),
     "huggingface_hub": ("models",),
+    "datasets": ("index.hf_dataset",),
     "peft": ("rag.generator", "rag.generators"),
     "accelerate": ("training.",),
     "ir_measures": ("evaluation.metrics",),
@@ -120,7 +121,9 @@ def test_every_library_imported_is_a_declared_dependency():
     project = ROOT.parent / "pyproject.toml"
     if not project.is_file():
         pytest.skip("not a source tree")
-    listed = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    extras = {name: lines for name, lines in table["optional-dependencies"].items() if name != "dev"}
+    listed = [*table["dependencies"], *(line for lines in extras.values() for line in lines)]
     declared = {line.split(">")[0].strip().lower().replace("_", "-") for line in listed}
     used = {name.split(".")[0] for tree in MODULES.values() for name in imports(tree)}
     foreign = used - set(sys.stdlib_module_names) - {"ragx"}
