@@ -14,7 +14,8 @@ ROOT = Path(ragx.__file__).parent
 ORDER = """
 errors records config.strict_yaml config.schema config artifacts models
 corpus corpus.answers corpus.readers corpus.passages corpus.questions
-index index.encoder index.vectors index.lexical index.build index.store
+index index.encoder index.vectors index.kinds index.words index.bm25 index.tfidf index.lexical
+index.passages index.shards index.build index.cluster index.store
 rag rag.marginal rag.retriever
 rag.prompts rag.generator rag.causal rag.seq2seq rag.generators rag.decoding rag.model rag.interop
 training training.checkpoints training.warmup training.loop
@@ -32,7 +33,9 @@ HOMES = {
     "peft": ("rag.generator", "rag.generators"),
     "accelerate": ("training.",),
     "ir_measures": ("evaluation.metrics",),
-    "scipy": ("evaluation.significance",),
+    "scipy": ("evaluation.significance", "index.tfidf"),
+    "sklearn": ("index.tfidf",),
+    "ray": ("index.cluster",),
     "pydantic": ("config.schema",),
     "yaml": ("config.strict_yaml",),
     "typer": ("cli.",),
@@ -120,7 +123,8 @@ def test_every_library_imported_is_a_declared_dependency():
     project = ROOT.parent / "pyproject.toml"
     if not project.is_file():
         pytest.skip("not a source tree")
-    listed = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    facts = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    listed = [*facts["dependencies"], *(line for extra in facts["optional-dependencies"].values() for line in extra)]
     declared = {line.split(">")[0].strip().lower().replace("_", "-") for line in listed}
     used = {name.split(".")[0] for tree in MODULES.values() for name in imports(tree)}
     foreign = used - set(sys.stdlib_module_names) - {"ragx"}
