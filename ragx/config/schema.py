@@ -101,11 +101,11 @@ class Encoder(Section):
 
 
 class Index(Section):
-    """The vector index, its search parameters (null: as chosen at build time) and the lexical index beside it."""
+    """The vector index, its search parameters (null: as tuned to `recall_target`) and the lexical index beside it."""
 
     kind: Literal["auto", "flat", "hnsw", "ivf", "ivfpq"] = "auto"
     factory: Annotated[str, Field(min_length=1)] | None = None
-    recall_target: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    recall_target: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.95
     ef_search: Positive | None = None
     nprobe: Positive | None = None
     lexical: Literal["bm25", "tfidf", "none"] = "bm25"

@@ -50,9 +50,18 @@ def store_passages(path: Path, passages: Iterable[Passage], progress: Progress) 
 
 
 def open_passages(path: Path) -> sqlite3.Connection:
-    """The file, for reading only, from any thread; nothing is created beside it."""
-    location = f"file:{path.absolute().as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro&immutable=1"
-    return sqlite3.connect(location, uri=True, check_same_thread=False)
+    """The file, for reading only, from any thread; nothing is created beside it, and it may be unlinked afterwards.
+
+    Raises:
+        ArtifactError: it is no such file.
+    """
+    location = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    try:
+        database = sqlite3.connect(location, uri=True, check_same_thread=False)
+        database.execute("SELECT number FROM passages LIMIT 1").fetchone()  # SQLite opens the file only now
+    except sqlite3.Error as error:
+        raise ArtifactError(f"{path}: cannot be read ({error})") from error
+    return database
 
 
 def read_passages(database: sqlite3.Connection, first: int, count: int) -> Iterator[Passage]:

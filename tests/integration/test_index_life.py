@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,10 +12,9 @@ import numpy as np
 import pytest
 
 from ragx import build_index, load_config, stages
-from ragx.errors import ArtifactError, RagxError, StaleIndexError
+from ragx.errors import ArtifactError, StaleIndexError
 from ragx.index.encoder import Encoder
 from ragx.index.shards import shard_path
-from ragx.index.store import Index
 from ragx.stages.models import open_index
 
 WORDS = ["kiln", "clay", "wheel", "glaze", "river", "market", "dog", "school", "train", "bread", "song", "museum"]
@@ -193,35 +194,40 @@ def test_damaged_shard_is_made_again(config_of, damage):
     assert_same_index(config, config_of("local"))
 
 
-def test_readers_never_notice_a_writer(config_of, corpus):
-    """Two readers open and ask while generations are replaced; an opened index keeps its answers."""
+READER = """
+import sys
+from pathlib import Path
+from ragx.index.store import Index
+folder, stop, opened = Path(sys.argv[1]), Path(sys.argv[2]), set()
+print("ready", flush=True)
+while not stop.exists():
+    index = Index(folder, "ragx index")
+    found = index.candidates(index.all_vectors()[:2], ["kiln3", "river"], "hybrid", 5)
+    assert (found.ids[:, 0] >= 0).all() and len(index.passages(found.ids[0].tolist())) >= 5
+    opened.add(index.folder.name)
+print(len(opened))
+"""
+
+
+def test_readers_never_notice_a_writer(config_of, tmp_path):
+    """Two processes open and ask while generations are replaced; an index opened before keeps its answers."""
     config = config_of("read")
     build_index(config)
-    folder, failures, opened = config.run_dir / "index", [], []
-    done = threading.Event()
     first = open_index(config)
     vectors, passages = first.all_vectors().copy(), first.all_passages()
-
-    def read():
-        while not done.is_set():
-            try:
-                index = Index(folder, "ragx index")
-                index.candidates(index.all_vectors()[:2], ["kiln3", "river"], "hybrid", 5)
-                opened.append(index.folder.name)
-            except RagxError as error:
-                failures.append(error)
-
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    for number in range(8):
-        stages.build_index(config_of("read", f"index.lexical={('none', 'bm25')[number % 2]}", "retrieval.mode=dense"))
-    done.set()
-    for reader in readers:
-        reader.join()
-    assert [str(failure) for failure in failures if "index.lexical" not in str(failure)] == []
-    assert len(set(opened)) > 1
-    assert sorted(path.name for path in folder.glob("v*")) == ["v8", "v9"]
+    command = [sys.executable, "-W", "ignore", "-c", READER, str(config.run_dir / "index"), str(tmp_path / "stop")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    readers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    try:
+        assert [reader.stdout.readline() for reader in readers] == ["ready\n"] * 2
+        for number in range(4):
+            build_index(config_of("read", f"index.lexical={('tfidf', 'bm25')[number % 2]}"))
+    finally:
+        (tmp_path / "stop").touch()
+        outputs = [reader.communicate(timeout=60) for reader in readers]
+    assert [(reader.returncode, err) for reader, (_, err) in zip(readers, outputs, strict=True)] == [(0, "")] * 2
+    assert all(int(out) > 1 for out, _ in outputs)
+    assert sorted(path.name for path in (config.run_dir / "index").glob("v*")) == ["v4", "v5"]
     np.testing.assert_array_equal(first.all_vectors(), vectors)
     assert first.all_passages() == passages
 
