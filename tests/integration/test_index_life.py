@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -264,3 +265,14 @@ def test_ray_build_with_a_killed_worker_equals_the_local_one(config_of, monkeypa
     assert len(killed) == 1
     build_index(config_of("local", "index.shard_size=4"))
     assert_same_index(config, config_of("local", "index.shard_size=4"))
+
+
+def test_random_kills_lose_and_double_nothing():
+    """A few of what `python -m benchmarks.kills` does two hundred times."""
+    root = Path(__file__).parents[2]
+    if not (root / "benchmarks").is_dir():
+        pytest.skip("not a source tree")
+    command = [sys.executable, "-m", "benchmarks.kills", "--kills", os.environ.get("RAGX_KILLS", "6")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["lost"] == 0
