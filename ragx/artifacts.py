@@ -10,8 +10,9 @@ import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from ragx.errors import ArtifactError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CHECKED = ".checked.json"
+LARGE = 64 << 20
+"""Bytes from which on a file that did not change since it was last compared is not compared again."""
+_SETTLED = 2_000_000_000
 _ESCAPED = json.JSONEncoder(ensure_ascii=True)
 _UNSAFE = regex.compile(
     r"[\p{Cc}--[\n\t]]|[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\U000e0000-\U000e007f]|\p{Cs}",
@@ -129,7 +134,8 @@ def _seal(folder: Path, kind: str, facts: dict[str, object]) -> None:
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
     for directory in [p for p in folder.rglob("*") if p.is_dir()]:
         fsync(directory)
-    write_json(folder / MANIFEST, {"format": FORMAT, "kind": kind, **facts, "files": files})
+    content = json.loads(json.dumps({"format": FORMAT, "kind": kind, **facts, "files": files}))
+    write_json(folder / MANIFEST, {**content, "seal": fingerprint(content)})
 
 
 def read_manifest(folder: Path, kind: str, remedy: str) -> dict[str, Any]:
@@ -143,6 +149,7 @@ def read_manifest(folder: Path, kind: str, remedy: str) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found, version = manifest["kind"], manifest["format"]
         files = {str(name): (int(facts["size"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
+        seal = manifest.pop("seal", None)
     except FileNotFoundError:
         raise ArtifactError(f"{folder}: no {kind} here; run: {remedy}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -150,9 +157,45 @@ def read_manifest(folder: Path, kind: str, remedy: str) -> dict[str, Any]:
     if version != FORMAT or found != kind:
         wanted = f"{kind} of format {FORMAT}"
         raise ArtifactError(f"{path}: {found} of format {version}, this ragx reads {wanted}; run: {remedy}")
+    if seal != fingerprint(manifest):
+        raise ArtifactError(f"{path}: damaged manifest (its facts changed since they were written); run: {remedy}")
+    known = _read_checked(folder)
     for name, (size, sha256) in files.items():
-        _check_file(folder / name, size, sha256, remedy)
+        if known.get(name) != [sha256, *_identity(folder / name)]:
+            _check_file(folder / name, size, sha256, remedy)
+    _note_checked(folder, {name: sha256 for name, (_, sha256) in files.items()}, known)
     return dict(manifest)
+
+
+def _identity(path: Path) -> list[int]:
+    """What changes whenever a file is written to or replaced; empty where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return []
+    return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _read_checked(folder: Path) -> dict[str, list[object]]:
+    """The large files whose bytes were compared before: their SHA-256 then, and their identity."""
+    try:
+        found = json.loads((folder / CHECKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _note_checked(folder: Path, hashes: dict[str, str], known: dict[str, list[object]]) -> None:
+    """Note large files as compared, so that opening them again reads nothing; not those written just now, whose next
+    change might bear the same time."""
+    noted = {}
+    for name, sha256 in hashes.items():
+        identity = _identity(folder / name)
+        if identity[1] >= LARGE and time.time_ns() - identity[3] > _SETTLED:
+            noted[name] = [sha256, *identity]
+    if noted != known:
+        with suppress(OSError):  # somebody else's read-only folder: compare every time
+            write_json(folder / CHECKED, noted)
 
 
 def _check_file(path: Path, size: int, sha256: str, remedy: str) -> None:

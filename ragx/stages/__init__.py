@@ -6,13 +6,14 @@ The only modules with late imports: torch and its company are loaded when a stag
 from ragx.stages.answer import Answerer, ask, compare, evaluate, report_json
 from ragx.stages.export import export
 from ragx.stages.finetune import finetune
-from ragx.stages.index import build_index, index_stats
+from ragx.stages.index import build_index, build_index_part, index_stats, merge_index
 from ragx.stages.project import check, init
 
 __all__ = [
     "Answerer",
     "ask",
     "build_index",
+    "build_index_part",
     "check",
     "compare",
     "evaluate",
@@ -20,5 +21,6 @@ __all__ = [
     "finetune",
     "index_stats",
     "init",
+    "merge_index",
     "report_json",
 ]

@@ -1,62 +1,96 @@
-"""`ragx index`: corpus -> index generation."""
+"""`ragx index`: corpus -> index generation, whole, in parts or as an update of the one before."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragx.artifacts import file_sha256, fingerprint, read_manifest, write_text
 from ragx.config import Config, dump_config
-from ragx.errors import ArtifactError
-from ragx.records import Progress, no_progress
-from ragx.stages.models import compute_dtype, encoding_facts, passage_encoder, require_same_width
+from ragx.errors import ArtifactError, ConfigError
+from ragx.records import Passage, Progress, no_progress
+from ragx.stages.models import (
+    compute_device,
+    compute_dtype,
+    encoding_facts,
+    passage_encoder,
+    passage_encoder_loader,
+    require_same_width,
+)
 
 if TYPE_CHECKING:
     from ragx.corpus.readers import Fields
-    from ragx.index.build import Source
+    from ragx.index.build import Base, Encode, Settings, Source
     from ragx.index.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
 
-def build_index(config: Config, progress: Progress = no_progress) -> dict[str, Any]:
+def build_index(config: Config, progress: Progress = no_progress, *, update: bool = False) -> dict[str, Any]:
     """Read, cut and encode the corpus and write the next index generation; returns `index_stats`.
+
+    With `update`, passages that the index in use holds too keep their vectors. Where only the kind of index changes,
+    all do.
 
     Raises:
         RagxError: documents, model, disk or lock are at fault; the index in use stays as it was.
     """
-    from ragx.corpus.passages import passages_of, word_spans
-    from ragx.corpus.readers import read_documents
-    from ragx.index.build import build, current_generation
+    from ragx.index.build import build, current_generation, facts_of
 
-    source = _source(config)
+    encode = _engine(config, progress)
     encoder = passage_encoder(config)
+    settings = _settings(config)
+    facts = facts_of(_source(config), encoder, settings)
     folder = config.run_dir / "index"
-    if (generation := current_generation(folder)) and _is_up_to_date(generation, source, encoder, config):
-        log.info("the index %s is up to date", generation)
-        return index_stats(config)
+    base = None
+    if generation := current_generation(folder):
+        manifest = _intact_manifest(generation)
+        if manifest and all(manifest.get(part) == value for part, value in facts.items()):
+            log.info("the index %s is up to date", generation)
+            return index_stats(config)
+        base = _base(generation, manifest, facts, update) if manifest else None
     require_same_width(config, encoder)
     write_text(config.run_dir / "config.yaml", dump_config(config))
-    documents = read_documents(config.corpus.paths, corpus_fields(config), config.corpus.on_error)
-    spans = encoder.spans if config.passages.unit == "tokens" else word_spans
-    build(
-        folder,
-        source,
-        passages_of(documents, size=config.passages.size, overlap=config.passages.overlap, spans=spans),
-        encoder,
-        lexical=config.index.lexical == "bm25",
-        batch_size=config.encoder.batch_size,
-        shard_size=config.index.shard_size,
-        dtype=compute_dtype(config),
-        progress=progress,
-    )
+    build(folder, facts, settings, _passages(config, encoder), encoder, progress, base=base, encode=encode)
+    return index_stats(config)
+
+
+def build_index_part(config: Config, part: int, parts: int, progress: Progress = no_progress) -> list[Path]:
+    """Encode every `parts`-th shard of the corpus, the first job being part 1; returns the shard files.
+
+    Raises:
+        ConfigError: there is no such part.
+        RagxError: documents, model, disk or lock are at fault.
+    """
+    from ragx.index.build import build_part, facts_of
+
+    if not 1 <= part <= parts:
+        raise ConfigError(f"--shard {part}/{parts}: parts count from 1 to {parts}")
+    encoder, settings = passage_encoder(config), _settings(config)
+    facts = facts_of(_source(config), encoder, settings)
+    folder, passages = config.run_dir / "index", _passages(config, encoder)
+    return build_part(folder, facts, settings, passages, encoder, progress, part=part, parts=parts)
+
+
+def merge_index(config: Config, progress: Progress = no_progress) -> dict[str, Any]:
+    """Join the shards of all parts into the next index generation; returns `index_stats`.
+
+    Raises:
+        ArtifactError: shards are missing, damaged or made for something else.
+    """
+    from ragx.index.build import facts_of, merge
+
+    encoder, settings = passage_encoder(config), _settings(config)
+    facts = facts_of(_source(config), encoder, settings)
+    write_text(config.run_dir / "config.yaml", dump_config(config))
+    merge(config.run_dir / "index", facts, settings, _passages(config, encoder), encoder.dimension, progress)
     return index_stats(config)
 
 
 def index_stats(config: Config) -> dict[str, Any]:
-    """What the index in use holds, from its manifest: counts, kinds and fingerprints."""
+    """What the index in use holds, from its manifest: counts, lengths, kinds, recall and fingerprints."""
     from ragx.index.build import KIND, current_generation
 
     folder = config.run_dir / "index"
@@ -68,27 +102,80 @@ def index_stats(config: Config) -> dict[str, Any]:
         "folder": str(generation),
         "documents": manifest["documents"],
         "passages": manifest["passages"],
+        "characters": manifest["lengths"],
         "dimension": manifest["dimension"],
         "kind": manifest["kind_of_index"],
+        "factory": manifest["factory"],
+        "search": manifest["search"],
+        "recall@10": manifest["recall@10"],
         "lexical": manifest["lexical"],
+        "dtype": manifest["dtype"],
         "bytes": sum(facts["size"] for facts in manifest["files"].values()),
         "fingerprints": {
             "index": manifest["fingerprint"],
-            **{part: fingerprint(manifest[part]) for part in ("corpus", "chunking", "encoder")},
+            **{part: fingerprint(manifest[part]) for part in ("corpus", "chunking", "encoding", "encoder")},
         },
     }
 
 
-def _is_up_to_date(generation: Path, source: Source, encoder: Encoder, config: Config) -> bool:
+def _passages(config: Config, encoder: Encoder) -> Iterator[Passage]:
+    from ragx.corpus.passages import passages_of, word_spans
+    from ragx.corpus.readers import read_documents
+
+    documents = read_documents(config.corpus.paths, corpus_fields(config), config.corpus.on_error)
+    spans = encoder.spans if config.passages.unit == "tokens" else word_spans
+    return passages_of(documents, size=config.passages.size, overlap=config.passages.overlap, spans=spans)
+
+
+def _settings(config: Config) -> Settings:
+    from ragx.index.build import Settings
+    from ragx.index.encoder import BATCH_TOKENS, GPU_BATCH_TOKENS
+    from ragx.index.kinds import Wanted
+
+    section = config.index
+    batch = config.encoder.batch_size
+    auto = BATCH_TOKENS if compute_device(config) == "cpu" else GPU_BATCH_TOKENS
+    return Settings(
+        vectors=Wanted(section.kind, section.factory, section.recall_target),
+        lexical=section.lexical,
+        batch_tokens=auto if batch == "auto" else batch * config.encoder.max_tokens,
+        shard_size=section.shard_size,
+        dtype=compute_dtype(config),
+    )
+
+
+def _intact_manifest(generation: Path) -> dict[str, Any] | None:
     from ragx.index.build import KIND
 
     try:
-        manifest = read_manifest(generation, KIND, "ragx index")
+        return read_manifest(generation, KIND, "ragx index")
     except ArtifactError as error:
         log.warning("%s; building it anew", error)
-        return False
-    wanted = dataclasses.asdict(source) | {"encoder": encoder.fingerprint, "lexical": config.index.lexical}
-    return all(manifest.get(part) == facts for part, facts in wanted.items())
+        return None
+
+
+def _base(generation: Path, manifest: dict[str, Any], facts: dict[str, object], update: bool) -> Base | None:
+    """The generation in use, where its vectors were made as the new ones would be."""
+    from ragx.index.build import Base, decides_vectors
+
+    needed = ("encoder", "dtype") if update else tuple(decides_vectors(facts))
+    differing = [part for part in needed if manifest.get(part) != facts[part]]
+    if not differing:
+        return Base(generation, (manifest["passages"], manifest["dimension"]))
+    if update:
+        log.warning("%s: built with another %s; every passage is encoded anew", generation, differing[0])
+    return None
+
+
+def _engine(config: Config, progress: Progress) -> Encode | None:
+    if config.index.engine == "local":
+        return None
+    try:
+        from ragx.index.cluster import Cluster
+    except ImportError:
+        raise ConfigError("index.engine: ray: install ragx[ray]") from None
+    gpu = compute_device(config).startswith("cuda")
+    return Cluster(passage_encoder_loader(config), gpus=int(gpu), progress=progress).encode
 
 
 def _source(config: Config) -> Source:

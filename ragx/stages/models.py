@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from ragx.index.encoder import Encoder
     from ragx.index.store import Index
+    from ragx.index.vectors import Parameter
     from ragx.rag.generator import Generator
     from ragx.rag.model import RagModel
     from ragx.rag.prompts import Prompt
@@ -57,10 +59,15 @@ def compute_dtype(config: Config) -> torch.dtype:
 
 def passage_encoder(config: Config) -> Encoder:
     """The encoder of passages: the question encoder's twin, or the same."""
+    return passage_encoder_loader(config)()
+
+
+def passage_encoder_loader(config: Config) -> Callable[[], Encoder]:
+    """What loads the encoder of passages, here or in another process that sees the same files."""
     reference = config.encoder.passage_model or config.encoder.model
     if config.rag.checkpoint and not config.encoder.passage_model:
         raise ConfigError("encoder.passage_model: rag.checkpoint brings only the question encoder; name its twin here")
-    return _encoder(config, _resolve(config, reference, config.encoder.sha256), "document")
+    return _encoder_loader(config, _resolve(config, reference, config.encoder.sha256), "document")
 
 
 def require_same_width(config: Config, passages: Encoder) -> None:
@@ -88,6 +95,10 @@ def _resolve(config: Config, reference: str, sha256: str | None) -> Path:
 
 
 def _encoder(config: Config, folder: Path, role: str) -> Encoder:
+    return _encoder_loader(config, folder, role)()
+
+
+def _encoder_loader(config: Config, folder: Path, role: str) -> Callable[[], Encoder]:
     from ragx.index.encoder import Encoder, EncoderSettings
 
     section = config.encoder
@@ -98,7 +109,7 @@ def _encoder(config: Config, folder: Path, role: str) -> Encoder:
         max_tokens=section.max_tokens,
     )
     device = compute_device(config)
-    return Encoder(folder, settings, role=role, device=device, allow_pickle=config.allow_pickle_weights)
+    return partial(Encoder, folder, settings, role=role, device=device, allow_pickle=config.allow_pickle_weights)
 
 
 def _folders(config: Config) -> tuple[Path, Path]:
@@ -129,7 +140,13 @@ def open_index(config: Config) -> Index:
     from ragx.index.store import Index
     from ragx.models import model_fingerprint
 
-    index = Index(config.run_dir / "index", "ragx index")
+    section = config.index
+    search: dict[Parameter, int] = {}
+    if section.ef_search is not None:
+        search["ef_search"] = section.ef_search
+    if section.nprobe is not None:
+        search["nprobe"] = section.nprobe
+    index = Index(config.run_dir / "index", "ragx index", search)
     index.require("chunking", config.passages.model_dump(mode="json"), "ragx index")
     index.require("encoding", encoding_facts(config), "ragx index")
     reference = config.encoder.passage_model or config.encoder.model

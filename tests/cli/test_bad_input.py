@@ -176,8 +176,8 @@ def damage_index(kind, index):
     manifest = index / "manifest.json"
     match kind:
         case "truncated vectors":
-            (index / "vectors.faiss").write_bytes((index / "vectors.faiss").read_bytes()[:-5])
-            return "vectors.faiss"
+            (index / "vectors.npy").write_bytes((index / "vectors.npy").read_bytes()[:-5])
+            return "vectors.npy"
         case "flipped byte":
             data = bytearray((index / "passages.sqlite").read_bytes())
             data[5000] ^= 1

@@ -95,11 +95,16 @@ def test_index_stats_as_json(cli, indexed, tmp_path):
         "folder": f"{tmp_path}/runs/tiny/index/v1",
         "documents": 12,
         "passages": 24,
+        "characters": {"mean": 44.7, "median": 44.0, "p95": 70.0, "max": 73},
         "dimension": 32,
         "kind": "flat",
+        "factory": "Flat",
+        "search": {},
+        "recall@10": 1.0,
         "lexical": "bm25",
+        "dtype": "float32",
     }
-    assert list(fingerprints) == ["index", "corpus", "chunking", "encoder"]
+    assert list(fingerprints) == ["index", "corpus", "chunking", "encoding", "encoder"]
     assert all(re.fullmatch("[0-9a-f]{16}", value) for value in fingerprints.values())
 
 

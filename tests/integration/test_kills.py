@@ -130,20 +130,20 @@ def test_interrupted_index_goes_on_and_equals_an_uninterrupted_one(
     killed = load_config(path, [f"output_dir={tmp_path / 'killed'}"])
     building = killed.run_dir / "index" / ".building"
     kill_when(
-        lambda: len(list(building.glob("shard-*.npy"))) >= 5,
+        lambda: len(list(building.glob("shard-*.safetensors"))) >= 5,
         *("index", "-c", path, "--set", f"output_dir={tmp_path / 'killed'}"),
     )
-    made = len(list(building.glob("shard-*.npy")))
+    made = len(list(building.glob("shard-*.safetensors")))
     assert 5 <= made < 250 and not (killed.run_dir / "index" / "CURRENT").exists()
 
     calls = []
-    own = Encoder.encode_passages
+    own = Encoder.encode_tokens
 
-    def counted(self, passages, **options):
-        calls.append(len(passages))
-        return own(self, passages, **options)
+    def counted(self, tokens, **options):
+        calls.append(len(tokens.texts))
+        return own(self, tokens, **options)
 
-    monkeypatch.setattr(Encoder, "encode_passages", counted)
+    monkeypatch.setattr(Encoder, "encode_tokens", counted)
     assert build_index(killed)["passages"] == 1000
     assert len(calls) == 250 - made
     assert not building.exists()
@@ -166,7 +166,7 @@ def test_killed_build_leaves_the_old_generation_usable(long_corpus, tiny_config,
     answer = ask(old, "kiln3 wheel5")
     index = old.run_dir / "index"
     change = ("--set", "passages.size=60")
-    kill_when(lambda: len(list((index / ".building").glob("shard-*.npy"))) >= 3, "index", "-c", path, *change)
+    kill_when(lambda: len(list((index / ".building").glob("shard-*.safetensors"))) >= 3, "index", "-c", path, *change)
     assert (index / "CURRENT").read_text(encoding="utf-8").strip() == "v1"
     again, found = contents(old)
     assert np.array_equal(again, vectors) and found == passages

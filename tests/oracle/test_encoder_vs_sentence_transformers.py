@@ -41,12 +41,12 @@ def theirs(minilm):
 
 
 @pytest.mark.parametrize("max_tokens", [32, 256])
-@pytest.mark.parametrize("batch_size", [1, 64])
-def test_encode(max_tokens, batch_size, minilm, theirs):
+@pytest.mark.parametrize("batch_tokens", [1, 300, 4096])
+def test_encode(max_tokens, batch_tokens, minilm, theirs):
     encoder = Encoder(minilm, EncoderSettings(max_tokens=max_tokens), role="document")
     theirs.max_seq_length = max_tokens
     expected = theirs.encode(TEXTS, batch_size=8, show_progress_bar=False)
-    found = encoder.encode(TEXTS, batch_size=batch_size)
+    found = encoder.encode(TEXTS, batch_tokens=batch_tokens)
     assert found.dtype == np.float32 and found.shape == (len(TEXTS), 384)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=0, atol=1e-5)

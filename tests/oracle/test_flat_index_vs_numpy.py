@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 
 from ragx.errors import ArtifactError
-from ragx.index.vectors import VectorIndex, write_flat
+from ragx.index.vectors import VECTORS, VectorIndex, write_vectors
 
 
 @pytest.fixture
 def written(tmp_path):
     def write(seed, count, dimension, shards):
         vectors = np.random.default_rng(seed).normal(size=(count, dimension)).astype(np.float32)
-        path = tmp_path / "vectors.faiss"
-        write_flat(path, np.array_split(vectors, shards), dimension)
-        return vectors, path
+        write_vectors(tmp_path / VECTORS, np.array_split(vectors, shards), vectors.shape)
+        return vectors, tmp_path
 
     return write
 

@@ -219,13 +219,56 @@ def test_manifest_that_is_none(thing, text):
         read_manifest(thing, KIND, REMEDY)
 
 
-def test_no_flipped_byte_of_a_manifest_escapes_as_another_error(thing):
+def test_no_flipped_byte_of_a_manifest_changes_what_is_read(thing):
     path = thing / "manifest.json"
-    whole = path.read_bytes()
+    whole, facts = path.read_bytes(), read_manifest(thing, KIND, REMEDY)
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with contextlib.suppress(ArtifactError):
-            read_manifest(thing, KIND, REMEDY)
+            assert read_manifest(thing, KIND, REMEDY) == facts
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files whose bytes are hashed."""
+    found, own = [], artifacts.file_sha256
+
+    def counted(path):
+        found.append(path.name)
+        return own(path)
+
+    monkeypatch.setattr(artifacts, "LARGE", 50)
+    monkeypatch.setattr(artifacts, "_SETTLED", -1)
+    monkeypatch.setattr(artifacts, "file_sha256", counted)
+    return found
+
+
+def test_large_file_is_compared_once_until_it_changes(thing, reads):
+    read_manifest(thing, KIND, REMEDY)
+    assert "data.bin" in reads
+    reads.clear()
+    read_manifest(thing, KIND, REMEDY)
+    assert "data.bin" not in reads and "empty" in reads
+    flip(thing / "deep" / "data.bin")
+    with pytest.raises(ArtifactError, match="bytes changed"):
+        read_manifest(thing, KIND, REMEDY)
+
+
+def test_large_file_written_just_now_is_compared_again(thing, reads, monkeypatch):
+    monkeypatch.setattr(artifacts, "_SETTLED", 10**12)
+    read_manifest(thing, KIND, REMEDY)
+    reads.clear()
+    read_manifest(thing, KIND, REMEDY)
+    assert "data.bin" in reads
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{", '{"deep/data.bin": 3}'])
+def test_damaged_note_of_what_was_compared_is_ignored(thing, reads, note):
+    read_manifest(thing, KIND, REMEDY)
+    (thing / ".checked.json").write_text(note)
+    flip(thing / "deep" / "data.bin")
+    with pytest.raises(ArtifactError, match="bytes changed"):
+        read_manifest(thing, KIND, REMEDY)
 
 
 HOLDER = """

@@ -158,7 +158,7 @@ def test_wrong_type_or_value(load, text):
     [
         ("passages: {size: 5, overlap: 5}", "overlap (5) must be below size (5)"),
         ("retrieval: {top_k: 9, candidates: 3}", "candidates (3) must be at least top_k (9)"),
-        ("index: {lexical: none}", "retrieval.mode: hybrid needs index.lexical: bm25"),
+        ("index: {lexical: none}", "retrieval.mode: hybrid needs index.lexical: bm25 or tfidf"),
         ("generator: {prompt: 'Say {passage}'}", "prompt must contain {question} exactly once"),
         ("generator: {prompt: '{passage} {question} {x}'}", "no other braces"),
         ("generator: {max_input_tokens: 10, max_answer_tokens: 10}", "must be below max_input_tokens"),

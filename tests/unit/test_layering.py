@@ -14,7 +14,8 @@ ROOT = Path(ragx.__file__).parent
 ORDER = """
 errors records config.strict_yaml config.schema config artifacts models
 corpus corpus.answers corpus.readers corpus.passages corpus.questions
-index index.encoder index.vectors index.lexical index.build index.store index.hf_dataset
+index index.encoder index.vectors index.kinds index.words index.bm25 index.tfidf index.lexical
+index.passages index.shards index.build index.cluster index.store index.hf_dataset
 rag rag.marginal rag.retriever
 rag.prompts rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.decoding rag.model rag.interop
 training training.checkpoints training.warmup training.loop
@@ -33,7 +34,9 @@ HOMES = {
     "peft": ("rag.generator", "rag.generators"),
     "accelerate": ("training.",),
     "ir_measures": ("evaluation.metrics",),
-    "scipy": ("evaluation.significance",),
+    "scipy": ("evaluation.significance", "index.tfidf"),
+    "sklearn": ("index.tfidf",),
+    "ray": ("index.cluster",),
     "pydantic": ("config.schema",),
     "yaml": ("config.strict_yaml",),
     "typer": ("cli.",),

@@ -1,4 +1,4 @@
-"""ragx.index.lexical: BM25 scores relative to the best hit; questions are never query syntax."""
+"""ragx.index.lexical: BM25 and TF-IDF scores relative to the best hit; questions are never query syntax."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ragx.errors import ArtifactError
-from ragx.index.lexical import LexicalIndex, write_lexical
+from ragx.index.lexical import open_lexical, write_lexical
+from ragx.index.words import separate
 from ragx.records import Passage
 
 TEXTS = [
@@ -21,11 +22,17 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lexical") / "index"
-    write_lexical(folder, [Passage(n, str(n), title, text, f"{n}#0") for n, (title, text) in enumerate(TEXTS)])
-    return LexicalIndex(folder, len(TEXTS))
+KINDS = ["bm25", "tfidf"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def index(request, tmp_path_factory):
+    return opened(tmp_path_factory.mktemp("lexical") / "index", request.param, TEXTS)
+
+
+def opened(folder, kind, texts):
+    write_lexical(folder, kind, [Passage(n, str(n), title, text, f"{n}#0") for n, (title, text) in enumerate(texts)])
+    return open_lexical(folder, kind, len(texts))
 
 
 def test_best_hit_scores_one_and_order_falls(index):
@@ -109,18 +116,70 @@ def test_any_text_is_a_question(index, question):
 
 
 def test_index_of_another_number_of_passages(tmp_path):
-    write_lexical(tmp_path / "l", [Passage(0, "a", "", "text", "a#0")])
+    opened(tmp_path / "l", "bm25", TEXTS[:1])
     with pytest.raises(ArtifactError, match="holds 1 passages, expected 2"):
-        LexicalIndex(tmp_path / "l", 2)
+        open_lexical(tmp_path / "l", "bm25", 2)
 
 
 def test_damaged_folder(tmp_path):
-    write_lexical(tmp_path / "l", [Passage(0, "a", "", "text", "a#0")])
+    opened(tmp_path / "l", "bm25", TEXTS[:1])
     (tmp_path / "l" / "meta.json").write_text("{")
     with pytest.raises(ArtifactError, match="tantivy cannot read it"):
-        LexicalIndex(tmp_path / "l", 1)
+        open_lexical(tmp_path / "l", "bm25", 1)
 
 
-def test_missing_folder(tmp_path):
-    with pytest.raises(ArtifactError, match="tantivy cannot read it"):
-        LexicalIndex(tmp_path / "none", 1)
+@pytest.mark.parametrize("name", ["words.txt", "idf.npy", "data.npy", "indices.npy", "indptr.npy"])
+@pytest.mark.parametrize("data", [None, b"", b"\xff\xfe"])
+def test_damaged_tfidf(tmp_path, name, data):
+    opened(tmp_path / "l", "tfidf", TEXTS)
+    (tmp_path / "l" / name).unlink() if data is None else (tmp_path / "l" / name).write_bytes(data)
+    with pytest.raises(ArtifactError, match="TF-IDF index cannot be read"):
+        open_lexical(tmp_path / "l", "tfidf", len(TEXTS))
+
+
+@pytest.mark.parametrize(("kind", "named"), [("bm25", "tantivy"), ("tfidf", "TF-IDF")])
+def test_missing_folder(tmp_path, kind, named):
+    with pytest.raises(ArtifactError, match=f"{named}.* cannot"):
+        open_lexical(tmp_path / "none", kind, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_corpus_without_a_word(tmp_path, kind):
+    index = opened(tmp_path / "l", kind, [("", "!?"), ("", "...")])
+    assert index.search("anything at all", 2) == []
+    assert index.all_scores("anything").tolist() == [0.0, 0.0]
+
+
+UNSPACED = [
+    ("", "我的猫喜欢吃鱼，也喜欢睡觉。"),
+    ("", "东京是日本的首都，人口很多。"),
+    ("", "公司的年度报告在三月发布。"),
+    ("", "แมวชอบกินปลา"),
+    ("", "犬は公園で遊ぶのが好きです。"),
+    ("", "Plain English about a kiln."),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("question", "best"),
+    [
+        ("猫", 0),
+        ("喜欢", 0),
+        ("首都", 1),
+        ("日本的首都是哪里？", 1),
+        ("年度报告", 2),
+        ("ปลา", 3),
+        ("公園", 4),
+        ("kilns", 5),
+    ],
+)
+def test_single_words_of_scripts_without_spaces(tmp_path, kind, question, best):
+    index = opened(tmp_path / "l", kind, UNSPACED)
+    assert index.search(question, 6)[0] == (best, 1.0)
+
+
+def test_spaced_text_is_left_alone():
+    assert separate("A kiln, naïve Überraschung 42") == "A kiln, naïve Überraschung 42"
+    assert separate("x猫a") == "x 猫 a"
+    assert separate("喜欢鱼").split() == ["喜", "欢", "鱼", "喜欢", "欢鱼"]

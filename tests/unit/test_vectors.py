@@ -1,10 +1,11 @@
-"""ragx.index.vectors: the FAISS file, exact and memory-mapped."""
+"""ragx.index.vectors: exact search in the memory-mapped file."""
 
 import numpy as np
 import pytest
 
 from ragx.errors import ArtifactError
-from ragx.index.vectors import VectorIndex, write_flat
+from ragx.index.vectors import VECTORS as NAME
+from ragx.index.vectors import VectorIndex, write_vectors
 
 RANDOM = np.random.default_rng(3)
 VECTORS = RANDOM.standard_normal((20, 4)).astype(np.float32)
@@ -12,9 +13,8 @@ VECTORS = RANDOM.standard_normal((20, 4)).astype(np.float32)
 
 @pytest.fixture
 def file(tmp_path):
-    path = tmp_path / "vectors.faiss"
-    write_flat(path, iter([VECTORS[:7], VECTORS[7:]]), 4)
-    return path
+    write_vectors(tmp_path / NAME, iter([VECTORS[:7], VECTORS[7:]]), (20, 4))
+    return tmp_path
 
 
 def test_search_and_the_scores_of_what_it_found_agree_with_numpy(file):
@@ -45,8 +45,8 @@ def test_queries_in_another_layout(file):
 
 
 def test_ties_at_the_cut_keep_the_lowest_ids(tmp_path):
-    write_flat(tmp_path / "v", [np.ones((9, 4), np.float32)], 4)
-    (ids,) = VectorIndex(tmp_path / "v", 9, 4).search(np.ones((1, 4), np.float32), 4)
+    write_vectors(tmp_path / NAME, [np.ones((9, 4), np.float32)], (9, 4))
+    (ids,) = VectorIndex(tmp_path, 9, 4).search(np.ones((1, 4), np.float32), 4)
     assert sorted(ids) == [0, 1, 2, 3]
 
 
@@ -56,13 +56,36 @@ def test_index_of_another_shape(file, passages, dimension):
         VectorIndex(file, passages, dimension)
 
 
-@pytest.mark.parametrize("data", [b"", b"IxFI", b"no index at all"])
-def test_file_that_is_no_index(tmp_path, data):
-    (tmp_path / "v").write_bytes(data)
-    with pytest.raises(ArtifactError, match="FAISS cannot read it"):
-        VectorIndex(tmp_path / "v", 1, 4)
+@pytest.mark.parametrize("data", [b"", b"\x93NUMPY", b"no vectors at all" * 9])
+def test_file_that_holds_no_vectors(tmp_path, data):
+    (tmp_path / NAME).write_bytes(data)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        VectorIndex(tmp_path, 1, 4)
+
+
+def test_vectors_of_another_type(tmp_path):
+    np.save(tmp_path / NAME, VECTORS.astype(np.float64))
+    with pytest.raises(ArtifactError, match="holds float64"):
+        VectorIndex(tmp_path, 20, 4)
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(ArtifactError, match="FAISS cannot read it"):
-        VectorIndex(tmp_path / "v", 1, 4)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        VectorIndex(tmp_path, 1, 4)
+
+
+def test_file_cut_short(file):
+    path = file / NAME
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        VectorIndex(file, 20, 4)
+
+
+def test_shards_of_another_number(tmp_path):
+    with pytest.raises(ArtifactError, match="hold 7 vectors, expected 20"):
+        write_vectors(tmp_path / NAME, [VECTORS[:7]], (20, 4))
+
+
+def test_writing_to_what_was_read_changes_no_file(file):
+    VectorIndex(file, 20, 4).all_vectors()[:] = 0
+    np.testing.assert_array_equal(VectorIndex(file, 20, 4).all_vectors(), VECTORS)

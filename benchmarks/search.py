@@ -1,0 +1,86 @@
+"""Build, open and search time and recall of the kinds of index, one Markdown row each.
+
+    python -m benchmarks.search [--quick] [--sizes 10000 100000] [--kinds flat hnsw ivf ivfpq] [--dimension 384]
+
+Vectors are drawn around clusters, as those of texts lie: recall on structureless random vectors says nothing of either.
+Questions are drawn from the same clusters and asked one at a time. Recall@10 is against exact search
+of the same vectors.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from ragx.index.encoder import Vectors
+from ragx.index.kinds import Wanted, write_approximate
+from ragx.index.vectors import APPROXIMATE, VECTORS, VectorIndex, open_vectors, write_vectors
+from ragx.records import no_progress
+
+QUESTIONS = 200
+
+
+def clustered(count: int, dimension: int, seed: int) -> Vectors:
+    """Unit vectors around centres, a hundred to each, in a space of 48 dimensions turned into `dimension`."""
+    space = np.random.default_rng(0)
+    turn = space.standard_normal((48, dimension)).astype(np.float32)
+    centres = space.standard_normal((4000, 48)).astype(np.float32)
+    random = np.random.default_rng(seed)
+    chosen = centres[random.integers(0, len(centres), count)]
+    vectors = (chosen + 0.7 * random.standard_normal((count, 48), dtype=np.float32)) @ turn
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
+
+
+def row(folder: Path, kind: Any, shape: tuple[int, int], questions: Vectors, exact: Any) -> str:
+    """Build, open and ask one kind."""
+    started = time.perf_counter()
+    built = write_approximate(folder, Wanted(kind), shape, no_progress)
+    build_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    index = VectorIndex(folder, *shape, exact=built.kind == "flat", search=built.search)
+    open_seconds = time.perf_counter() - started
+    index.search(questions[:20], 10)
+    seconds, found = [], []
+    for question in questions:
+        started = time.perf_counter()
+        found.append(index.search(question[None], 10)[0])
+        seconds.append(time.perf_counter() - started)
+    recall = np.mean([len({*a} & {*b}) / 10 for a, b in zip(np.array(found).tolist(), exact.tolist(), strict=True)])
+    path = folder / APPROXIMATE
+    size = 0 if built.kind == "flat" else path.stat().st_size / shape[0]
+    search = " ".join(f"{name}={value}" for name, value in built.search.items())
+    return (
+        f"| {shape[0]} | {built.kind} | {built.factory} {search} | {build_seconds:.1f} | {1e3 * open_seconds:.1f} | "
+        f"{1e3 * statistics.median(seconds):.2f} | {1e3 * np.percentile(seconds, 95):.2f} | {recall:.3f} | {size:.0f} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="ten thousand vectors only")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--kinds", nargs="+", default=["flat", "hnsw", "ivf", "ivfpq"])
+    parser.add_argument("--dimension", type=int, default=384)
+    given = parser.parse_args()
+    print("| vectors | kind | factory | build s | open ms | search ms | p95 ms | recall@10 | bytes/vector |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for count in [10_000] if given.quick else given.sizes:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, shape = Path(scratch), (count, given.dimension)
+            parts = (clustered(min(50_000, count - i), given.dimension, 1 + i) for i in range(0, count, 50_000))
+            write_vectors(folder / VECTORS, parts, shape)
+            questions = clustered(QUESTIONS, given.dimension, -1 % 2**32)
+            metric = faiss.METRIC_INNER_PRODUCT
+            _, exact = faiss.knn(questions, open_vectors(folder / VECTORS, shape), 10, metric=metric)
+            for kind in given.kinds:
+                print(row(folder, kind, shape, questions, exact), flush=True)
+
+
+if __name__ == "__main__":
+    main()

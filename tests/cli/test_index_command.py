@@ -1,0 +1,95 @@
+"""`ragx index` from the command line: kinds, updates, parts, and what is refused."""
+
+import json
+import sys
+
+import pytest
+
+
+def test_kind_and_recall_are_printed(cli, tiny_config):
+    config = tiny_config(index={"kind": "ivf"})
+    done = cli("index", "-c", config)
+    assert done.code == 0, done.err
+    assert "ivf index (IVF1,SQ8, nprobe 1, recall@10 1.000) of 32 dimensions" in done.out
+    found = json.loads(cli("index", "--stats", "--json", "-c", config).out)
+    assert (found["kind"], found["factory"], found["search"], found["recall@10"]) == (
+        "ivf",
+        "IVF1,SQ8",
+        {"nprobe": 1},
+        1.0,
+    )
+
+
+@pytest.mark.parametrize("lexical", ["bm25", "tfidf"])
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
+def test_every_kind_answers(cli, indexed, kind, lexical):
+    config = indexed(index={"kind": kind, "lexical": lexical})
+    answer = json.loads(cli("ask", "Who lights the kiln?", "--json", "-c", config).out)
+    assert len(answer["passages"]) == 2
+    assert sum(passage["prior"] for passage in answer["passages"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_update_after_a_changed_document(cli, indexed, tiny_corpus):
+    config = indexed()
+    tiny_corpus.corpus.write_text(tiny_corpus.corpus.read_text().replace("Marta Veld", "Hanna Trost"))
+    assert "run: ragx index" in cli("ask", "Who lights the kiln?", "-q", "-c", config).err
+    done = cli("index", "--update", "-c", config)
+    assert done.code == 0, done.err
+    assert "update: 23 passages kept, 1 to encode, 1 dropped" in done.err
+    assert cli("ask", "Who lights the kiln?", "-q", "-c", config).code == 0
+
+
+def test_parts_are_merged(cli, tiny_config):
+    config = tiny_config()
+    refused = cli("index", "--merge", "-q", "-c", config)
+    assert refused.code == 2
+    assert "3 of 3 shards are missing (0, 1, 2); run ragx index --shard i/n for every i first" in refused.err
+    first = cli("index", "--shard", "1/2", "-q", "-c", config)
+    names = [line.rpartition("/")[2] for line in first.out.split()]
+    assert names == ["shard-00000.safetensors", "shard-00002.safetensors"]
+    second = json.loads(cli("index", "--shard", "2/2", "--json", "-q", "-c", config).out)
+    assert [path.rpartition("/")[2] for path in second["shards"]] == ["shard-00001.safetensors"]
+    done = cli("index", "--merge", "-q", "-c", config)
+    assert done.code == 0, done.err
+    assert "24 passages of 12 documents" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--shard", "0/2"], "--shard 0/2: parts count from 1 to 2"),
+        (["--shard", "3/2"], "--shard 3/2: parts count from 1 to 2"),
+        (["--shard", "one"], "--shard one: must be I/N, such as 3/8"),
+        (["--update", "--merge"], "exclude each other"),
+        (["--set", "index.factory=nonsense"], "index.factory: nonsense: FAISS cannot build this for 24 vectors of 32"),
+        (["--set", "index.factory=Flat", "--set", "index.kind=ivf"], "exclude each other; leave kind at auto"),
+        (["--set", "index.recall_target=2"], "index.recall_target"),
+    ],
+)
+def test_what_cannot_be(cli, tiny_config, standing, arguments, named):
+    done = cli("index", "-q", "-c", tiny_config(), *arguments)
+    assert done.code == 2
+    assert done.err.startswith("ragx: ") and named in done.err and len(done.err.splitlines()) == 1
+    assert not standing()
+
+
+def test_search_parameter_of_another_kind(cli, indexed):
+    config = indexed(index={"kind": "hnsw"})
+    done = cli("ask", "Who?", "-q", "-c", config, "--set", "index.nprobe=3")
+    assert done.code == 2
+    assert "index.nprobe: the index" in done.err and "has no such search parameter" in done.err
+
+
+def test_ray_without_ray(cli, tiny_config, monkeypatch, standing):
+    monkeypatch.setitem(sys.modules, "ragx.index.cluster", None)
+    done = cli("index", "-q", "-c", tiny_config(index={"engine": "ray"}))
+    assert (done.code, done.err) == (2, "ragx: index.engine: ray: install ragx[ray]\n")
+    assert not standing()
+
+
+@pytest.mark.parametrize("lexical", ["bm25", "tfidf"])
+def test_lexical_alone_through_the_whole_line(cli, indexed, lexical):
+    config = indexed(index={"lexical": lexical}, retrieval={"mode": "lexical"}, finetune={"train": ["generator"]})
+    assert cli("finetune", "-q", "-c", config).code == 0
+    report = json.loads(cli("eval", "--json", "-q", "-c", config).out)
+    assert report["metrics"]["recall@2"]["value"] > 0.5
