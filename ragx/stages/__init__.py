@@ -3,7 +3,7 @@
 The only modules with late imports: torch and its company are loaded when a stage runs, not when ragx is imported.
 """
 
-from ragx.stages.answer import Answerer, ask, compare, evaluate, report_json
+from ragx.stages.answer import Answerer, ask, evaluate, report_json
 from ragx.stages.finetune import finetune
 from ragx.stages.index import build_index, index_stats
 from ragx.stages.project import check, init
@@ -13,7 +13,6 @@ __all__ = [
     "ask",
     "build_index",
     "check",
-    "compare",
     "evaluate",
     "finetune",
     "index_stats",
