@@ -12,7 +12,7 @@ The peer of the false alarms is the plain gate `after >= before`, of the missed 
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def _claim(
-    claim: str, ours: float, peer: float, name: str, most: float, facts: dict[str, object], n: int, **more: float
+    claim: str, ours: float, peer: float, name: str, most: float, facts: Mapping[str, object], n: int, **more: float
 ) -> None:
     """Ratio: how many times rarer than the peer's; `same_result` says that the share keeps its promise."""
     ratio = peer / max(ours, 1 / n)

@@ -1,6 +1,7 @@
 """Questions -> predictions: retrieval for all at once, answers in batches of like length, nothing computed twice."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from ragx.artifacts import fingerprint, untrusted
+from ragx.errors import RagxError
 from ragx.evaluation.cache import PredictionCache
-from ragx.evaluation.predictions import attached
+from ragx.evaluation.predictions import NUMBERS, attached
 from ragx.evaluation.text import holds
 from ragx.evaluation.why import supported
 from ragx.index.store import Index
@@ -62,12 +64,21 @@ def predict(
                 continue
             started = time.monotonic()
             found = _answer(model, [examples[row] for row in rows], _rows(deep, rows), how)
+            _require_numbers(found)
             seconds += [(time.monotonic() - started) / len(rows)] * len(rows)
             cache.write(fresh := dict(zip((keys[row] for row in rows), found, strict=True)))
             known |= fresh
             done += len(rows)
             progress("answering", done, len(examples))
     return [attached(known[key], example) for key, example in zip(keys, examples, strict=True)], seconds
+
+
+def _require_numbers(predictions: Sequence[Prediction]) -> None:
+    for prediction in predictions:
+        for name in NUMBERS:
+            value = getattr(prediction, name)
+            if value is not None and not math.isfinite(value):
+                raise RagxError(f"{name} of question {prediction.id} is not a number; the model is damaged")
 
 
 def with_support(predictions: Sequence[Prediction], index: Index) -> list[Prediction]:
