@@ -31,7 +31,7 @@ def draw(report: Report) -> dict[str, str]:
     """A title and its SVG, in the order to show them; plots without data are left out."""
     metric = primary_metric(report)
     plots: dict[str, str] = {"Metrics with their intervals": _svg(lambda axes: _intervals(axes, report))}
-    if report.differences:
+    if set(report.differences or ()) - {"nll"}:
         plots["Change to the baseline"] = _svg(lambda axes: _changes(axes, report))
     if metric is not None:
         plots[f"Distribution of {metric}"] = _svg(lambda axes: _distribution(axes, report, metric))
@@ -65,9 +65,9 @@ def _intervals(axes: Axes, report: Report) -> None:
 
 
 def _changes(axes: Axes, report: Report) -> None:
-    changes = report.differences or {}
+    changes = {name: value for name, value in (report.differences or {}).items() if name != "nll"}
     for place, (name, value) in enumerate(changes.items()):
-        better = -1 if name in ("nll", "ece", "aurc") else 1
+        better = -1 if name in ("ece", "aurc") else 1
         color = RED if better * value.value < 0 else GREEN if value.value else GREY
         axes.plot([value.low, value.high], [place, place], color=color, linewidth=5, alpha=0.35, solid_capstyle="butt")
         axes.plot(value.value, place, "o", color=color)
