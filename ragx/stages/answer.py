@@ -13,7 +13,14 @@ from ragx.artifacts import file_sha256, fingerprint, read_manifest, untrusted
 from ragx.config import Config
 from ragx.errors import ArtifactError, ConfigError, DataError
 from ragx.records import Answer, Example, Hit, Prediction, Progress, Report, no_progress
-from ragx.stages.models import MODEL_KIND, generator_folder, open_index, open_model, resolve_which
+from ragx.stages.models import (
+    MODEL_KIND,
+    generator_folder,
+    open_index,
+    open_model,
+    question_encoder_folder,
+    resolve_which,
+)
 
 if TYPE_CHECKING:
     from ragx.evaluation.metrics import Metric
@@ -183,7 +190,7 @@ def _predict(
         batch_size=config.eval.batch_size,
         depth=min(deepest, index.passages_count),
         closed_book=config.eval.closed_book,
-        fingerprint=fingerprint([signature, _answering(config), deepest]),
+        fingerprint=fingerprint([{**signature, "config": _answering(config)}, deepest]),
     )
     cache = PredictionCache(config.run_dir / "eval" / ".cache.sqlite" if config.eval.cache else None)
     try:
@@ -254,7 +261,7 @@ def _signature(config: Config, index: Index, which: str) -> dict[str, str]:
     manifest: dict[str, Any] = {"plan": "none"}
     if which == "tuned":
         manifest = read_manifest(config.run_dir / "model", MODEL_KIND, "ragx finetune")
-    weights = model_fingerprint(generator_folder(config))
+    weights = [model_fingerprint(folder) for folder in (question_encoder_folder(config), generator_folder(config))]
     return {
         "ragx": version("ragx"),
         "config": fingerprint(config.model_dump(mode="json", exclude={"output_dir"})),
