@@ -20,7 +20,8 @@ from ragx.cli.common import (
     start_log,
 )
 from ragx.config import load_config
-from ragx.records import Interval, Report
+from ragx.errors import ConfigError
+from ragx.records import Report
 
 GATE_FAILED = 1
 
@@ -33,6 +34,12 @@ def evaluate(
     baseline: Annotated[
         Path | None, typer.Option(metavar="REPORT.json", help="Compare with an earlier report, question by question.")
     ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Score these predictions; no model is loaded.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="A smoke run of the first N questions; it passes no gate.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -41,31 +48,44 @@ def evaluate(
     start_log(quiet, verbose)
     loaded = load_config(config, overrides or ())
     with progress_bar(quiet) as progress:
-        report = stages.evaluate(loaded, split=split, which=model, progress=progress)
-    differences = stages.compare(loaded, report, baseline) if baseline else None
+        report = stages.evaluate(
+            loaded,
+            split=split,
+            which=model,
+            baseline=baseline,
+            predictions=predictions,
+            limit=limit,
+            progress=progress,
+        )
     if as_json:
-        print_json(stages.report_json(report, differences))
+        print_json(stages.report_json(report))
     else:
-        _show(report, differences)
+        _show(report)
+    if report.limit is not None and report.gates:
+        raise ConfigError(f"--limit {report.limit}: a smoke run passes no gate; run without --limit")
     if not all(gate.passed for gate in report.gates):
         raise typer.Exit(GATE_FAILED)
 
 
-def _show(report: Report, differences: dict[str, Interval] | None) -> None:
-    title = f"{report.split}, {report.model} model: {report.n} questions in {report.seconds:.0f} s"
-    table = Table("metric", *(["before"] if differences else []), "value", "95% interval", title=title)
-    if differences:
+def _show(report: Report) -> None:
+    smoke = "" if report.limit is None else "SMOKE RUN of the first questions only: "
+    title = f"{smoke}{report.split}, {report.model} model: {report.n} questions in {report.seconds:.0f} s"
+    changed = report.differences
+    table = Table("metric", *(["before"] if changed else []), "value", "interval", title=title)
+    if changed:
         table.add_column("difference")
+    table.add_column("detectable")
     for name, value in report.metrics.items():
-        change = differences.get(name) if differences else None
-        old = [f"{value.value - change.value:.3f}" if change else ""] if differences else []
-        new = [_difference(change)] if differences else []
-        table.add_row(name, *old, f"{value.value:.3f}", f"{value.low:.3f} - {value.high:.3f}", *new)
+        change = changed.get(name) if changed else None
+        old = [f"{value.value - change.value:.3f}" if change else ""] if changed else []
+        new = [f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})" if change else ""] if changed else []
+        table.add_row(
+            name, *old, f"{value.value:.3f}", f"{value.low:.3f} - {value.high:.3f}", *new, f"{value.detectable:.3f}"
+        )
     Console(highlight=False).print(table)
+    missing = sum(prediction.missing for prediction in report.predictions)
+    if missing:
+        typer.echo(f"{missing} questions have no prediction and count as wrong")
+    typer.echo(", ".join(f"{count} {name}" for name, count in report.outcomes.items() if count))
     for gate in report.gates:
-        word = "passed" if gate.passed else "FAILED"
-        typer.echo(f"gate {word}: {gate.metric} {gate.rule} (is {gate.value:.3f})")
-
-
-def _difference(change: Interval | None) -> str:
-    return f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})" if change else ""
+        typer.echo(f"gate {gate.verdict}: {gate.metric} {gate.rule} ({gate.reason})")

@@ -220,12 +220,19 @@ class Finetune(Section):
 
 
 class Eval(Section):
-    """Metrics by name, bootstrap resamples, and the gates that decide the exit code."""
+    """Metrics by name, bootstrap resamples, and the gates that decide the exit code.
+
+    `tokens: auto` counts characters in EM, F1, ROUGE and BLEU where the script writes no spaces; `words` never.
+    """
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("em", "f1", "recall@1", "recall@5", "mrr@10", "nll")
     bootstrap: Annotated[int, Field(ge=100, strict=True)] = 1000
     confidence: Annotated[float, Field(gt=0.5, lt=1, strict=True)] = 0.95
     batch_size: Positive = 8
+    tokens: Literal["auto", "words"] = "auto"
+    slices: tuple[str, ...] = ("document_kind", "question_length", "answer_length")
+    closed_book: StrictBool = True
+    cache: StrictBool = True
     gates: dict[str, str] = {}
 
 

@@ -10,6 +10,9 @@ from ragx.records import Example
 
 log = logging.getLogger(__name__)
 
+OWN = ("id", "question", "answer", "answers", "doc_ids")
+"""The fields ragx reads; others are kept as text, for slices."""
+
 
 def read_examples(path: str | Path, on_error: str = "fail") -> list[Example]:
     """The questions of a .jsonl file: `question`, `answers` or `answer`, optional `id` and `doc_ids`.
@@ -60,4 +63,5 @@ def _example(record: dict[str, Any], default_id: str) -> Example | str:
         "".join([identity, question, *answers, *map(str, doc_ids)]).encode()
     except UnicodeEncodeError:
         return "holds half of a surrogate pair, which is no text"
-    return Example(identity, question.strip(), tuple(a.strip() for a in answers), tuple(map(str, doc_ids)))
+    fields = {name: str(value) for name, value in record.items() if name not in OWN and isinstance(value, str | int)}
+    return Example(identity, question.strip(), tuple(a.strip() for a in answers), tuple(map(str, doc_ids)), fields)

@@ -1,33 +1,50 @@
-"""Predictions -> report -> files: JSON, Markdown and the predictions themselves."""
+"""Predictions -> report: every question scored, resampled, judged against gates and baseline, and explained."""
 
 import dataclasses
-import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-from ragx.artifacts import untrusted, write_json, write_text
 from ragx.errors import ArtifactError, RagxError
-from ragx.evaluation.gates import Gate, judge
-from ragx.evaluation.metrics import Metric
-from ragx.evaluation.significance import interval, paired_difference
-from ragx.records import Interval, Prediction, Report
-
-FORMAT = 1
+from ragx.evaluation.gates import Gate, judge, not_judged
+from ragx.evaluation.metrics import Metric, correct
+from ragx.evaluation.significance import Bootstrap, Sampled, detectable_alone, difference, sample
+from ragx.evaluation.statistic import Measured, Statistic
+from ragx.evaluation.why import OUTCOMES, outcome, retrieval_hurts, slices
+from ragx.records import Prediction, Report
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Bootstrap:
-    """Resamples, confidence level (0-1) and seed."""
+class Scored:
+    """Predictions with their scores and outcomes, and the statistic of every metric over them."""
 
-    resamples: int
-    confidence: float
-    seed: int
+    predictions: list[Prediction]
+    statistics: dict[str, Statistic]
+
+
+def score(predictions: Sequence[Prediction], metrics: Sequence[Metric], tokens: str = "auto") -> Scored:
+    """Score every prediction by every metric.
+
+    Raises:
+        RagxError: a score is not a number.
+    """
+    measured: dict[str, Measured] = {metric.name: metric.measure(predictions) for metric in metrics}
+    scores: list[dict[str, float]] = [{} for _ in predictions]
+    for name, found in measured.items():
+        for row, value in enumerate(found.scores or ()):
+            if not math.isfinite(value):
+                raise RagxError(f"{name} of question {predictions[row].id} is not a number; the model is damaged")
+            scores[row][name] = value
+    exact = correct(predictions, tokens)
+    complete = [
+        dataclasses.replace(p, scores=scores[row], outcome=outcome(p, exact[row] == 1))
+        for row, p in enumerate(predictions)
+    ]
+    return Scored(complete, {name: found.statistic for name, found in measured.items()})
 
 
 def make_report(
-    predictions: Sequence[Prediction],
+    scored: Scored,
     metrics: Sequence[Metric],
     gates: Sequence[Gate],
     bootstrap: Bootstrap,
@@ -36,120 +53,74 @@ def make_report(
     model: str,
     signature: Mapping[str, str],
     seconds: float,
+    slice_names: Sequence[str] = (),
+    baseline: tuple[Scored, Mapping[str, str]] | None = None,
+    limit: int | None = None,
+    latency: Mapping[str, float] | None = None,
 ) -> Report:
-    """Aggregate predictions: a mean over questions for each metric; `nll` weighs questions by their tokens.
+    """Aggregate, resample, compare and judge. A run of `limit` questions is judged by no gate.
 
     Raises:
-        RagxError: a score is not a number.
+        ArtifactError: the baseline was not made from the same questions.
+        RagxError: a figure is not a number.
     """
-    means = {}
-    for metric in metrics:
-        values = [prediction.scores[metric.name] for prediction in predictions]
-        bad = next((p.id for p, value in zip(predictions, values, strict=True) if not math.isfinite(value)), None)
-        if bad is not None:
-            raise RagxError(f"{metric.name} of question {bad} is not a number; the model is damaged")
-        means[metric.name] = interval(values, _weights(metric.name, predictions), **dataclasses.asdict(bootstrap))
+    n = len(scored.predictions)
+    before = None if baseline is None else _same_questions(baseline[0], scored)
+    changes = {
+        f"{name} changed": difference(before.statistics[name], statistic)
+        for name, statistic in scored.statistics.items()
+        if before is not None and name in before.statistics
+    }
+    sampled = sample({**scored.statistics, **changes}, n, bootstrap)
+    bad = next((name for name, found in sampled.items() if not math.isfinite(found.value)), None)
+    if bad is not None:
+        raise RagxError(f"{bad} is not a number; the model is damaged")
+    changed: dict[str, Sampled] = {name.removesuffix(" changed"): sampled[name] for name in changes}
+    differences = {name: found.interval(bootstrap.confidence) for name, found in changed.items()}
+    intervals = {name: sampled[name].interval(bootstrap.confidence) for name in scored.statistics}
+    intervals = {
+        name: dataclasses.replace(
+            found,
+            detectable=differences[name].detectable if name in differences else detectable_alone(found),
+        )
+        for name, found in intervals.items()
+    }
+    counted = Counter(p.outcome for p in scored.predictions)
+    known = [p.answer_in_corpus for p in scored.predictions if p.answer_in_corpus is not None]
+    smoke = f"a smoke run of {limit} questions passes no gate; run without --limit"
     return Report(
         split=split,
         model=model,
-        n=len(predictions),
-        metrics=means,
-        gates=judge(gates, means),
+        n=n,
+        metrics=intervals,
+        gates=judge(gates, intervals, changed, bootstrap.confidence)
+        if limit is None
+        else not_judged(gates, intervals, smoke),
         signature=dict(signature),
         seconds=seconds,
-        predictions=tuple(predictions),
+        predictions=tuple(scored.predictions),
+        before=None if before is None else tuple(before.predictions),
+        differences=None if before is None else differences,
+        baseline=None if baseline is None else dict(baseline[1]),
+        limit=limit,
+        outcomes={name: counted[name] for name in OUTCOMES},
+        ceiling=sum(known) / n if len(known) == n else None,
+        retrieval_hurts=retrieval_hurts(scored.predictions),
+        slices=slices(
+            slice_names, scored.predictions, scored.statistics, None if before is None else before.statistics
+        ),
+        latency=None if latency is None else dict(latency),
     )
 
 
-def compare(
-    before: Sequence[Prediction], after: Sequence[Prediction], metrics: Sequence[str], bootstrap: Bootstrap
-) -> dict[str, Interval]:
-    """The paired difference after - before of each metric, over the same questions.
+def primary_metric(report: Report) -> str | None:
+    """The metric that questions are ranked by: f1 where it is computed, else the first with a score a question."""
+    there = report.predictions[0].scores if report.predictions else {}
+    return "f1" if "f1" in there else next((name for name in report.metrics if name in there), None)
 
-    Raises:
-        ArtifactError: the two were not made from the same questions.
-    """
-    if [p.id for p in before] != [p.id for p in after]:
+
+def _same_questions(before: Scored, after: Scored) -> Scored:
+    facts = [[(p.id, p.question, p.answers) for p in each.predictions] for each in (before, after)]
+    if facts[0] != facts[1]:
         raise ArtifactError("the baseline report holds other questions; make it from the same split")
-    return {
-        name: paired_difference(
-            [p.scores[name] for p in before],
-            [p.scores[name] for p in after],
-            _weights(name, after),
-            **dataclasses.asdict(bootstrap),
-        )
-        for name in metrics
-    }
-
-
-def report_json(report: Report) -> dict[str, Any]:
-    """What `--json` prints and `SPLIT.report.json` holds."""
-    return {
-        "format": FORMAT,
-        "split": report.split,
-        "model": report.model,
-        "n": report.n,
-        "metrics": {name: dataclasses.asdict(value) for name, value in report.metrics.items()},
-        "gates": [dataclasses.asdict(gate) for gate in report.gates],
-        "signature": report.signature,
-        "seconds": round(report.seconds, 3),
-    }
-
-
-def write_report(report: Report, folder: Path) -> Path:
-    """Write SPLIT.MODEL predictions (.jsonl), report (.json) and its readable form (.md); returns the report's path."""
-    stem = f"{report.split}.{report.model}"
-    lines = [json.dumps(dataclasses.asdict(p), ensure_ascii=False, allow_nan=False) for p in report.predictions]
-    write_text(folder / f"{stem}.predictions.jsonl", "".join(f"{line}\n" for line in lines))
-    write_text(folder / f"{stem}.report.md", _markdown(report))
-    path = folder / f"{stem}.report.json"
-    write_json(path, report_json(report))
-    return path
-
-
-def read_predictions(report: Path) -> tuple[Prediction, ...]:
-    """The predictions beside a report.
-
-    Raises:
-        ArtifactError: they are missing or damaged.
-    """
-    path = report.with_name(report.name.replace(".report.json", ".predictions.jsonl"))
-    if not report.name.endswith(".report.json") or not path.is_file():
-        raise ArtifactError(f"{report}: expected a SPLIT.MODEL.report.json with its .predictions.jsonl beside it")
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
-        return tuple(
-            Prediction(**{**r, "answers": tuple(r["answers"]), "retrieved": tuple(r["retrieved"])}) for r in records
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
-        raise ArtifactError(f"{path}: damaged predictions ({error})") from error
-
-
-def _weights(metric: str, predictions: Sequence[Prediction]) -> list[float]:
-    return [float(p.reference_tokens) if metric == "nll" else 1.0 for p in predictions]
-
-
-def _markdown(report: Report) -> str:
-    rows = [
-        f"| {name} | {value.value:.3f} | {value.low:.3f} - {value.high:.3f} |" for name, value in report.metrics.items()
-    ]
-    gates = [
-        f"- {'passed' if gate.passed else 'FAILED'}: {gate.metric} {gate.rule} (is {gate.value:.3f})"
-        for gate in report.gates
-    ]
-    worst = sorted(report.predictions, key=lambda p: p.scores.get("f1", 0.0))[:10]
-    wrong = [f"- {_inline(p.question)}: {_inline(p.answer)} (expected {_inline(p.answers[0])})" for p in worst]
-    parts = [
-        f"# {report.split}, {report.model} model: {report.n} questions",
-        "| metric | mean | interval |\n|---|---|---|\n" + "\n".join(rows),
-        "\n".join(["## Gates", *gates]) if gates else "",
-        "\n".join(["## Worst answers", *wrong]),
-        "Signature: " + ", ".join(f"{key} {value}" for key, value in report.signature.items()),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _inline(text: str) -> str:
-    """Untrusted text as inert Markdown on one line."""
-    flat = " ".join(untrusted(text).split())
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-!|&~" else c for c in flat) or "(nothing)"
+    return before

@@ -7,7 +7,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from ragx.errors import RagxError
 from ragx.index.encoder import Vectors
 from ragx.index.store import Index
 from ragx.index.vectors import Ids, write_flat
@@ -52,10 +51,7 @@ def write_dataset(folder: Path, index: Index, scale: float, progress: Progress) 
     facts = {"features": features, "cache_dir": str(scratch), "fingerprint": str(index.manifest["fingerprint"])}
     datasets.Dataset.from_generator(rows, **facts).save_to_disk(folder / PASSAGES)
     shutil.rmtree(scratch)
-    try:
-        write_flat(folder / VECTORS, vectors(), index.manifest["dimension"])
-    except RuntimeError as error:
-        raise RagxError(f"{folder}: FAISS cannot write ({str(error).splitlines()[0]})") from error
+    write_flat(folder / VECTORS, vectors(), index.manifest["dimension"])
 
 
 def _batches(index: Index) -> Iterator[Ids]:

@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from ragx.errors import ArtifactError, ConfigError
+from ragx.errors import ArtifactError, ConfigError, RagxError
 from ragx.index.encoder import Vectors
 
 Ids = NDArray[np.int64]
@@ -41,6 +41,21 @@ def write_vectors(path: Path, shards: Iterable[Vectors], shape: tuple[int, int])
             rows += len(shard)
     if rows != shape[0]:
         raise ArtifactError(f"{path}: the shards hold {rows} vectors, expected {shape[0]}")
+
+
+def write_flat(path: Path, shards: Iterable[Vectors], dimension: int) -> None:
+    """Write a FAISS index of exact inner products over all shards, in order: what other programs open.
+
+    Raises:
+        RagxError: FAISS cannot write.
+    """
+    index = faiss.IndexFlatIP(dimension)
+    for shard in shards:
+        index.add(shard)
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise RagxError(f"{path}: FAISS cannot write ({str(error).splitlines()[0]})") from error
 
 
 def open_vectors(path: Path, shape: tuple[int, int]) -> Vectors:

@@ -3,7 +3,7 @@
 The only modules with late imports: torch and its company are loaded when a stage runs, not when ragx is imported.
 """
 
-from ragx.stages.answer import Answerer, ask, compare, evaluate, report_json
+from ragx.stages.answer import Answerer, ask, evaluate, report_json
 from ragx.stages.export import export
 from ragx.stages.finetune import finetune
 from ragx.stages.index import build_index, build_index_part, index_stats, merge_index
@@ -15,7 +15,6 @@ __all__ = [
     "build_index",
     "build_index_part",
     "check",
-    "compare",
     "evaluate",
     "export",
     "finetune",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from ragx.artifacts import file_sha256, fingerprint, read_manifest, untrusted
 from ragx.config import Config
-from ragx.errors import DataError
-from ragx.records import Answer, Hit, Interval, Progress, Report, no_progress
-from ragx.stages.models import MODEL_KIND, open_model, resolve_which
+from ragx.errors import ArtifactError, ConfigError, DataError
+from ragx.records import Answer, Example, Hit, Prediction, Progress, Report, no_progress
+from ragx.stages.models import (
+    MODEL_KIND,
+    generator_folder,
+    open_index,
+    open_model,
+    question_encoder_folder,
+    resolve_which,
+)
 
 if TYPE_CHECKING:
-    from ragx.evaluation.report import Bootstrap
-    from ragx.rag.model import RagModel
+    from ragx.evaluation.metrics import Metric
+    from ragx.evaluation.report import Scored
+    from ragx.evaluation.significance import Bootstrap
+    from ragx.index.store import Index
+
+log = logging.getLogger(__name__)
 
 
 class Answerer:
@@ -54,91 +65,216 @@ def ask(config: Config, question: str, which: str = "auto") -> Answer:
     return Answerer(config, which).answer([question])[0]
 
 
-def evaluate(config: Config, *, split: str = "auto", which: str = "auto", progress: Progress = no_progress) -> Report:
+def evaluate(
+    config: Config,
+    *,
+    split: str = "auto",
+    which: str = "auto",
+    baseline: Path | None = None,
+    predictions: Path | None = None,
+    limit: int | None = None,
+    progress: Progress = no_progress,
+) -> Report:
     """Score a model on a split ("auto": test, else dev) and write predictions and reports to `eval/`.
 
-    Raises:
-        ConfigError: a metric or gate is unknown; before any model is loaded.
-        DataError: the split is not configured or cannot be read.
-    """
-    from ragx.corpus.questions import read_examples
-    from ragx.evaluation.gates import parse_gates
-    from ragx.evaluation.metrics import parse_metrics
-    from ragx.evaluation.predict import predict
-    from ragx.evaluation.report import make_report, write_report
+    With `baseline`, an earlier report, also the paired differences to it; with `predictions`, a file of them, those are
+    scored instead of a model's; `limit` takes the first questions only and passes no gate.
 
-    metrics = parse_metrics(config.eval.metrics)
-    gates = parse_gates(config.eval.gates, config.eval.metrics)
-    split = ("test" if config.data.test else "dev") if split == "auto" else split
-    path: str | None = getattr(config.data, split)
-    if path is None:
-        raise DataError(f"data.{split}: no questions are configured for this split")
-    examples = read_examples(path, config.data.on_error)
+    Raises:
+        ConfigError: a metric, gate or slice is unknown, or a gate wants a baseline; before any model is loaded.
+        DataError: the split is not configured, cannot be read or cannot be scored.
+        ArtifactError: baseline or predictions are missing, damaged or of other questions.
+    """
+    from ragx.evaluation.as_json import percentiles
+    from ragx.evaluation.as_markdown import write_step_summary
+    from ragx.evaluation.files import write_report
+    from ragx.evaluation.gates import parse_gates, require_baseline
+    from ragx.evaluation.metrics import parse_metrics, require_facts, require_scorable
+    from ragx.evaluation.predictions import read_predictions
+    from ragx.evaluation.report import make_report, score
+    from ragx.evaluation.why import require_slices
+
+    section = config.eval
+    metrics = parse_metrics(section.metrics, section.tokens)
+    gates = parse_gates(section.gates, metrics)
+    require_baseline(gates, baseline is not None)
+    split, path = _split_file(config, split)
+    examples = _examples(config, path, limit)
+    require_scorable(examples, metrics, section.tokens, path)
+    require_slices(section.slices, examples, path)
+    data = fingerprint([[e.id, e.question, e.answers, e.doc_ids] for e in examples])
+    before = None if baseline is None else _baseline(config, baseline, examples, data, metrics)
 
     started = time.monotonic()
-    which = resolve_which(config, which)
-    model = open_model(config, which)
-    predictions = predict(
-        model,
-        examples,
-        metrics,
-        decoding=config.rag.decoding,
-        num_beams=config.rag.num_beams,
-        batch_size=config.eval.batch_size,
-        progress=progress,
-    )
+    seconds: list[float] = []
+    if predictions is not None:
+        model, found = "rescored", read_predictions(predictions, examples)
+        signature = _signature_beside(predictions)
+        require_facts(metrics, found, str(predictions))
+    else:
+        model = resolve_which(config, which)
+        found, seconds, signature = _predict(config, model, examples, metrics, path, progress)
     report = make_report(
-        predictions,
+        score(found, metrics, section.tokens),
         metrics,
         gates,
         _bootstrap(config),
         split=split,
-        model=which,
-        signature=_signature(config, model, which, Path(path)),
+        model=model,
+        signature={**signature, **_own_signature(config, data)},
         seconds=time.monotonic() - started,
+        slice_names=section.slices,
+        baseline=before,
+        limit=limit,
+        latency=percentiles(seconds),
     )
-    write_report(report, config.run_dir / "eval")
+    write_report(report, config.run_dir / "eval", _plots(report))
+    write_step_summary(report)
     return report
 
 
-def compare(config: Config, report: Report, baseline: Path) -> dict[str, Interval]:
-    """The paired differences of a report to an earlier one over the same questions.
+def report_json(report: Report) -> dict[str, Any]:
+    """A report as `ragx eval --json` prints it."""
+    from ragx.evaluation.as_json import report_json as as_json
 
-    Raises:
-        ArtifactError: the baseline is missing, damaged or of other questions.
-    """
-    from ragx.evaluation.report import compare as difference
-    from ragx.evaluation.report import read_predictions
-
-    before = read_predictions(baseline)
-    shared = [name for name in report.metrics if all(name in prediction.scores for prediction in before)]
-    return difference(before, report.predictions, shared, _bootstrap(config))
+    return as_json(report)
 
 
-def report_json(report: Report, differences: dict[str, Interval] | None = None) -> dict[str, Any]:
-    """A report as `ragx eval --json` prints it, with the differences to a baseline where there is one."""
-    from ragx.evaluation.report import report_json as as_json
+def _split_file(config: Config, split: str) -> tuple[str, str]:
+    split = ("test" if config.data.test else "dev") if split == "auto" else split
+    path: str | None = getattr(config.data, split)
+    if path is None:
+        raise DataError(f"data.{split}: no questions are configured for this split")
+    return split, path
 
-    found = as_json(report)
-    if differences is not None:
-        found["differences"] = {name: dataclasses.asdict(value) for name, value in differences.items()}
-    return found
+
+def _examples(config: Config, path: str, limit: int | None) -> list[Example]:
+    from ragx.corpus.questions import read_examples
+
+    examples = read_examples(path, config.data.on_error)
+    if limit is not None and limit >= len(examples):
+        raise ConfigError(f"--limit {limit}: {path} has {len(examples)} questions; run without --limit")
+    return examples[:limit]
+
+
+def _baseline(
+    config: Config, path: Path, examples: Sequence[Example], data: str, metrics: Sequence[Metric]
+) -> tuple[Scored, dict[str, str]]:
+    """An earlier report's predictions, scored by today's metrics, and its signature."""
+    from ragx.evaluation.as_json import read_report
+    from ragx.evaluation.metrics import require_facts
+    from ragx.evaluation.predictions import read_predictions
+    from ragx.evaluation.report import score
+
+    report = read_report(path)
+    if report["limit"] is not None:
+        raise ArtifactError(f"{path}: a smoke run of {report['limit']} questions is no baseline; run without --limit")
+    if report["signature"].get("data") != data:
+        raise ArtifactError(
+            f"{path}: made from other questions (data {report['signature'].get('data')}, now {data}): "
+            "not comparable; evaluate the baseline on this split"
+        )
+    found = read_predictions(path.with_name(path.name.replace(".report.json", ".predictions.jsonl")), examples)
+    require_facts(metrics, found, str(path))
+    return score(found, metrics, config.eval.tokens), report["signature"]
+
+
+def _predict(
+    config: Config, which: str, examples: Sequence[Example], metrics: Sequence[Metric], path: str, progress: Progress
+) -> tuple[list[Prediction], list[float], dict[str, str]]:
+    """Predictions, seconds a question of the new ones, and the signature of what made them."""
+    from ragx.evaluation.cache import PredictionCache
+    from ragx.evaluation.metrics import DEPTH
+    from ragx.evaluation.predict import HowToAnswer, predict, with_support
+
+    index = open_index(config)
+    _require_gold_documents(config, index, examples, path)
+    deepest = max([DEPTH, config.retrieval.top_k, *(metric.cutoff or 0 for metric in metrics)])
+    signature = _signature(config, index, which)
+    how = HowToAnswer(
+        decoding=config.rag.decoding,
+        num_beams=config.rag.num_beams,
+        batch_size=config.eval.batch_size,
+        depth=min(deepest, index.passages_count),
+        closed_book=config.eval.closed_book,
+        fingerprint=fingerprint([{**signature, "config": _answering(config)}, deepest]),
+    )
+    cache = PredictionCache(config.run_dir / "eval" / ".cache.sqlite" if config.eval.cache else None)
+    try:
+        found, seconds = predict(lambda: open_model(config, which), examples, how, cache, progress)
+    finally:
+        cache.close()
+    return with_support(found, index), seconds, signature
+
+
+def _answering(config: Config) -> dict[str, Any]:
+    """All of the configuration that an answer depends on, besides index and weights."""
+    return {
+        **config.model_dump(mode="json", include={"device", "dtype", "encoder", "retrieval", "generator", "rag"}),
+        "closed_book": config.eval.closed_book,
+        "batch_size": config.eval.batch_size,
+    }
+
+
+def _require_gold_documents(config: Config, index: Index, examples: Sequence[Example], path: str) -> None:
+    """Gold documents must be in the index, or metrics of retrieval are wrong; `data.on_error: skip` lets them be."""
+    wanted = {document: example.id for example in examples for document in example.doc_ids}
+    gone = [document for document in wanted if not index.passages_of([document])]
+    if gone and config.data.on_error == "fail":
+        raise DataError(
+            f"{path}: gold document {gone[0]!r} of question {wanted[gone[0]]} is not in the index "
+            f"({len(gone)} such); mend doc_ids or the corpus, or say data.on_error: skip"
+        )
+
+
+def _signature_beside(predictions: Path) -> dict[str, str]:
+    """The signature of the report beside a predictions file, else the file's own fingerprint."""
+    from ragx.evaluation.as_json import read_report
+
+    report = predictions.with_name(predictions.name.replace(".predictions.jsonl", ".report.json"))
+    known = read_report(report)["signature"] if report != predictions and report.is_file() else {}
+    return {**known, "predictions": file_sha256(predictions)[:16]}
+
+
+def _plots(report: Report) -> dict[str, str]:
+    try:
+        from ragx.evaluation.plots import draw
+    except ModuleNotFoundError:
+        log.info("no plots in the page; for them: pip install 'ragx[plots]'")
+        return {}
+    return draw(report)
 
 
 def _bootstrap(config: Config) -> Bootstrap:
-    from ragx.evaluation.report import Bootstrap
+    from ragx.evaluation.significance import Bootstrap
 
     return Bootstrap(config.eval.bootstrap, config.eval.confidence, config.seed)
 
 
-def _signature(config: Config, model: RagModel, which: str, data: Path) -> dict[str, str]:
-    plan = read_manifest(config.run_dir / "model", MODEL_KIND, "ragx finetune")["plan"] if which == "tuned" else "none"
+def _own_signature(config: Config, data: str) -> dict[str, str]:
+    """What the figures depend on besides the predictions."""
+    libraries = {name: version(name) for name in ("ir_measures", "rouge_score", "sacrebleu")}
+    return {
+        "data": data,
+        "metrics": f"tokens:{config.eval.tokens}|" + "|".join(f"{name}:{found}" for name, found in libraries.items()),
+        "seed": str(config.seed),
+        "resamples": str(config.eval.bootstrap),
+    }
+
+
+def _signature(config: Config, index: Index, which: str) -> dict[str, str]:
+    from ragx.models import model_fingerprint
+
+    manifest: dict[str, Any] = {"plan": "none"}
+    if which == "tuned":
+        manifest = read_manifest(config.run_dir / "model", MODEL_KIND, "ragx finetune")
+    weights = [model_fingerprint(folder) for folder in (question_encoder_folder(config), generator_folder(config))]
     return {
         "ragx": version("ragx"),
         "config": fingerprint(config.model_dump(mode="json", exclude={"output_dir"})),
-        "index": str(model.retriever.index.manifest["fingerprint"]),
+        "corpus": fingerprint(index.manifest["corpus"]),
+        "index": str(index.manifest["fingerprint"]),
         "generator": config.rag.checkpoint or config.generator.model,
-        "tuning": plan,
-        "data": file_sha256(data)[:16],
-        "seed": str(config.seed),
+        "tuning": str(manifest["plan"]),
+        "model": fingerprint([weights, manifest.get("files")]),
     }

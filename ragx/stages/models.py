@@ -130,6 +130,11 @@ def generator_folder(config: Config) -> Path:
     return _folders(config)[1]
 
 
+def question_encoder_folder(config: Config) -> Path:
+    """The pretrained question encoder's folder."""
+    return _folders(config)[0]
+
+
 def open_index(config: Config) -> Index:
     """The index in use, checked against the configuration.
 

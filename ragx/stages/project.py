@@ -47,8 +47,7 @@ def check(config: Config) -> dict[str, Any]:
     from ragx.evaluation.gates import parse_gates
     from ragx.evaluation.metrics import parse_metrics
 
-    parse_metrics(config.eval.metrics)
-    parse_gates(config.eval.gates, config.eval.metrics)
+    parse_gates(config.eval.gates, parse_metrics(config.eval.metrics))
     documents = list(read_documents(config.corpus.paths, corpus_fields(config), config.corpus.on_error))
     ids = {document.id for document in documents}
     passages = list(passages_of(documents, size=config.passages.size, overlap=config.passages.overlap))

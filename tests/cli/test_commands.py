@@ -229,10 +229,12 @@ def test_eval_as_json(cli, indexed, tmp_path):
     found = json.loads(line)
     assert (found["split"], found["model"], found["n"]) == ("test", "base", 4)
     assert list(found["metrics"]) == ["em", "f1", "recall@2", "nll"]
-    assert all(list(metric) == ["value", "low", "high"] for metric in found["metrics"].values())
+    assert all(list(metric) == ["value", "low", "high", "detectable"] for metric in found["metrics"].values())
     assert all(0 <= metric["low"] <= metric["high"] <= 1 for name, metric in found["metrics"].items() if name != "nll")
-    assert found["gates"] == [{"metric": "recall@2", "rule": ">= 0.0", "value": 1.0, "passed": True}]
-    assert {"ragx", "config", "index", "generator", "tuning", "data", "seed"} <= set(found["signature"])
+    (gate,) = found["gates"]
+    assert (gate["metric"], gate["rule"], gate["value"], gate["passed"]) == ("recall@2", ">= 0.0", 1.0, True)
+    wanted = {"ragx", "config", "corpus", "index", "generator", "tuning", "model", "data", "metrics", "seed"}
+    assert wanted <= set(found["signature"])
     written = json.loads((tmp_path / "runs/tiny/eval/test.base.report.json").read_text())
     assert written == found
 
@@ -247,13 +249,13 @@ def test_eval_table(cli, indexed):
     done = cli("eval", "-c", indexed(eval={"gates": {"nll": "< 99"}}))
     assert done.code == 0
     assert "recall@2" in done.out
-    assert re.search(r"^gate passed: nll < 99 \(is \d\.\d{3}\)$", done.out, re.M)
+    assert re.search(r"^gate passed: nll < 99 \(is \d\.\d{3}, interval \d", done.out, re.M)
     assert "answering: 4/4" in done.err
 
 
 def test_failed_gate_is_code_1_and_the_report_is_written(cli, indexed, tmp_path):
     done = cli("eval", "-c", indexed(eval={"gates": {"em": "> 0.99"}}))
     assert done.code == 1
-    assert "gate FAILED: em > 0.99 (is 0.000)" in lines(done.out)
+    assert "gate FAILED: em > 0.99 (is 0.000, interval 0.000 to 0.000)" in lines(done.out)
     assert "Traceback" not in done.err
     assert (tmp_path / "runs/tiny/eval/test.base.report.json").is_file()

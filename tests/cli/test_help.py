@@ -10,7 +10,7 @@ COMMANDS = {
     "index": ["--stats"],
     "finetune": ["--resume", "--dry-run"],
     "ask": ["--model"],
-    "eval": ["--split", "--model", "--baseline"],
+    "eval": ["--split", "--model", "--baseline", "--predictions", "--limit"],
     "export": ["DIR", "--format", "--model"],
 }
 

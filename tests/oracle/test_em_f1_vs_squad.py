@@ -9,7 +9,7 @@ compared to 1e-12.
 import pytest
 
 from ragx.corpus.answers import normalise_answer
-from ragx.evaluation.metrics import exact_match, f1
+from ragx.evaluation.matching import exact_match, f1
 
 CASES = [
     # answer, references, EM, F1

@@ -8,8 +8,8 @@ import random
 
 import pytest
 
-from ragx.evaluation.metrics import Outcome, parse_metrics
-from ragx.records import Example
+from ragx.evaluation.metrics import parse_metrics
+from ragx.records import Evidence, Prediction
 
 
 def plain(kind, cutoff, ranked, gold):
@@ -23,6 +23,13 @@ def plain(kind, cutoff, ranked, gold):
     return sum(1 / math.log2(rank + 1) for rank in relevant) / best
 
 
+def score(metric, documents, gold=(), holds=()):
+    flags = holds or [False] * len(documents)
+    hits = tuple(Evidence(d, d, held, held) for d, held in zip(documents, flags, strict=True))
+    (value,) = metric.measure([Prediction("q", "?", ("x",), "x", doc_ids=tuple(gold), hits=hits)]).scores
+    return value
+
+
 def without_repeats(documents):
     return [document for place, document in enumerate(documents) if document not in documents[:place]]
 
@@ -33,21 +40,17 @@ def test_gold_documents(seed):
     names = [f"d{n}" for n in range(12)]
     documents = tuple(source.choice(names) for _ in range(source.randint(1, 20)))
     gold = tuple(source.sample(names, source.randint(1, 4)))
-    example = Example("q", "?", ("x",), gold)
-    outcome = Outcome("x", documents, tuple(False for _ in documents), 1.0, 1)
     for kind in ("recall", "mrr", "ndcg"):
         for cutoff in (1, 2, 5, 10, 20):
             (metric,) = parse_metrics([f"{kind}@{cutoff}"])
             expected = plain(kind, cutoff, without_repeats(documents[:cutoff]), gold)
-            assert metric.score(outcome, example) == pytest.approx(expected, abs=1e-9), (metric.name, documents, gold)
+            assert score(metric, documents, gold) == pytest.approx(expected, abs=1e-9), (metric.name, documents, gold)
 
 
 @pytest.mark.parametrize("seed", range(25))
 def test_without_gold_documents_the_first_passage_with_an_answer_counts(seed):
     source = random.Random(seed)
     holds = tuple(source.random() < 0.2 for _ in range(source.randint(1, 20)))
-    outcome = Outcome("x", tuple("same" for _ in holds), holds, 1.0, 1)
-    example = Example("q", "?", ("x",))
     for cutoff in (1, 2, 5, 20):
         first = next((rank for rank, found in enumerate(holds[:cutoff], start=1) if found), None)
         expected = {
@@ -57,14 +60,14 @@ def test_without_gold_documents_the_first_passage_with_an_answer_counts(seed):
         }
         for kind, value in expected.items():
             (metric,) = parse_metrics([f"{kind}@{cutoff}"])
-            assert metric.score(outcome, example) == pytest.approx(value, abs=1e-9), (metric.name, holds)
+            assert score(metric, ["same"] * len(holds), holds=holds) == pytest.approx(value, abs=1e-9), (
+                metric.name,
+                holds,
+            )
 
 
 def test_ten_documents_keep_their_places():
     """Ids sort as text in some tools (10 before 2); places must not."""
     documents = tuple(f"d{n}" for n in range(1, 13))
-    outcome = Outcome("x", documents, tuple(False for _ in documents), 1.0, 1)
     (mrr,) = parse_metrics(["mrr@20"])
-    assert [mrr.score(outcome, Example("q", "?", ("x",), (d,))) for d in documents] == pytest.approx(
-        [1 / rank for rank in range(1, 13)]
-    )
+    assert [score(mrr, documents, [d]) for d in documents] == pytest.approx([1 / rank for rank in range(1, 13)])

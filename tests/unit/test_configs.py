@@ -22,5 +22,4 @@ def test_loads_and_reads_back(path, tmp_path):
     config = load_config(path)
     (tmp_path / "again.yaml").write_text(dump_config(config), encoding="utf-8")
     assert load_config(tmp_path / "again.yaml") == config
-    parse_metrics(config.eval.metrics)
-    parse_gates(config.eval.gates, config.eval.metrics)
+    parse_gates(config.eval.gates, parse_metrics(config.eval.metrics))

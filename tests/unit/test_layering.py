@@ -19,7 +19,10 @@ index.passages index.shards index.build index.cluster index.store index.hf_datas
 rag rag.marginal rag.retriever
 rag.prompts rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.decoding rag.model rag.interop
 training training.checkpoints training.warmup training.loop
-evaluation evaluation.metrics evaluation.significance evaluation.gates evaluation.predict evaluation.report
+evaluation evaluation.text evaluation.statistic evaluation.matching evaluation.overlap evaluation.ranking
+evaluation.calibration evaluation.metrics evaluation.significance evaluation.gates evaluation.predictions
+evaluation.cache evaluation.why evaluation.predict evaluation.report evaluation.plots
+evaluation.as_json evaluation.as_markdown evaluation.as_junit evaluation.as_html evaluation.files
 samples stages.models stages.index stages.finetune stages.export stages.answer stages.project stages
 cli cli.common cli.init cli.check cli.index cli.finetune cli.ask cli.eval cli.export cli.main
 __init__ __main__
@@ -33,7 +36,12 @@ HOMES = {
     "datasets": ("index.hf_dataset",),
     "peft": ("rag.generator", "rag.generators"),
     "accelerate": ("training.",),
-    "ir_measures": ("evaluation.metrics",),
+    "ir_measures": ("evaluation.ranking",),
+    "rouge_score": ("evaluation.overlap",),
+    "sacrebleu": ("evaluation.overlap",),
+    "junitparser": ("evaluation.as_junit",),
+    "jinja2": ("evaluation.as_html", "rag.prompts"),
+    "matplotlib": ("evaluation.plots",),
     "scipy": ("evaluation.significance", "index.tfidf"),
     "sklearn": ("index.tfidf",),
     "ray": ("index.cluster",),
