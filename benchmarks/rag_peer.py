@@ -1,5 +1,6 @@
 """transformers' RAG on random weights, and the same generator for ragx: what several benchmarks compare."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import (
 from ragx.rag.generator import Pair
 from ragx.rag.marginal import log_prior
 from ragx.rag.prompts import PromptSettings
-from ragx.rag.retriever import Retrieval
+from ragx.rag.retriever import Retrieval, RetrievalSettings
 from ragx.rag.seq2seq import Seq2SeqGenerator
 from ragx.records import Passage
 
@@ -103,13 +104,21 @@ def labels(generator: Seq2SeqGenerator, answers: list[list[int]]) -> Tensor:
 
 
 class FixedRetriever(nn.Module):
-    """The same K passages for every question whatever it is, with scores that are parameters."""
+    """The given K passages of each question, with scores [B, K] that are parameters: both sides read the same."""
 
     def __init__(self, rows: list[list[Pair]], scores: Tensor) -> None:
         super().__init__()
-        self.rows = rows
+        self.rows = {row[0][0]: number for number, row in enumerate(rows)}
+        self.passages = [[passage for _, passage in row] for row in rows]
         self.scores = nn.Parameter(scores)
+        self.settings = RetrievalSettings(top_k=scores.shape[1])
 
-    def forward(self, questions: list[str], k: int | None = None) -> Retrieval:
+    def forward(self, questions: Sequence[str], k: int | None = None) -> Retrieval:
         """Passages, scores and log-prior [B, K]."""
-        return Retrieval([[passage for _, passage in row] for row in self.rows], self.scores, log_prior(self.scores))
+        numbers = [self.rows[question] for question in questions]
+        scores = self.scores[numbers]
+        return Retrieval([self.passages[number] for number in numbers], scores, log_prior(scores))
+
+    def first(self, retrieval: Retrieval, k: int) -> Retrieval:
+        """All of them: there are just K."""
+        return retrieval

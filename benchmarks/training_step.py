@@ -2,8 +2,8 @@
 
     python -m benchmarks.training_step [--quick] [--json] [--device cuda] [--dtype bfloat16]
 
-BART-base size: 4 questions with K = 5 contexts of 120-200 tokens and answers of 4-16, on the same random weights, all
-weights trained. The peer is run as its users run it (contexts padded to 300 tokens); claims named `_trimmed` give it
+BART-base size: 4 questions (`--questions`) with K = 5 contexts of 120-200 tokens and answers of 4-16, on the same
+random weights, all of them trained. The peer is run as its users run it (contexts padded to 300 tokens); claims named `_trimmed` give it
 contexts trimmed to the longest. SmolLM2 size: the peer is the same loss written plainly on AutoModelForCausalLM (all
 logits of all K prompts, padded to the longest), for transformers' RAG takes no causal model.
 
@@ -44,7 +44,7 @@ from ragx.rag.generator import Generator, Pair, pad_rows
 from ragx.rag.model import RagModel
 from ragx.rag.prompts import PromptSettings
 
-K, QUESTIONS = 5, 4
+K = 5
 CONCENTRATED = (6.0, 0.0, -0.5, -1.0, -1.5)
 """Scores whose softmax begins with 0.995: what the sample domain's tuned retriever gives to training questions."""
 
@@ -54,14 +54,14 @@ Step = Callable[[], float]
 class Problem:
     """One batch: questions with their passages, answers, and a generator of either kind."""
 
-    def __init__(self, generator: Generator, size: Size, tokens: tuple[int, int], device: str) -> None:
+    def __init__(self, generator: Generator, size: Size, tokens: tuple[int, int], device: str, count: int = 4) -> None:
         draw = torch.Generator().manual_seed(1)
         self.generator = generator
-        self.rows = questions(QUESTIONS, K, size.words)
-        lengths = torch.randint(tokens[0], tokens[1] + 1, (QUESTIONS,), generator=draw).tolist()
+        self.rows = questions(count, K, size.words)
+        lengths = torch.randint(tokens[0], tokens[1] + 1, (count,), generator=draw).tolist()
         self.answers = [random_text(size.words, length - 1, draw) for length in lengths]
-        self.flat = torch.zeros(QUESTIONS, K, device=device)
-        self.concentrated = torch.tensor(CONCENTRATED, device=device).expand(QUESTIONS, K).clone()
+        self.flat = torch.zeros(count, K, device=device)
+        self.concentrated = torch.tensor(CONCENTRATED, device=device).expand(count, K).clone()
         generator.model.requires_grad_(True)
         for parameter in generator.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -122,7 +122,7 @@ class Problem:
             generator.model.zero_grad(set_to_none=False)
             logits = generator.base(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
             found = torch.log_softmax(logits.float(), -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-            by_passage = (found * gold[:, 1:]).sum(-1).reshape(QUESTIONS, K)
+            by_passage = (found * gold[:, 1:]).sum(-1).reshape(len(self.rows), K)
             loss = -torch.logsumexp(torch.log_softmax(scores, -1) + by_passage, -1).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             return float(loss.detach())
@@ -166,7 +166,12 @@ def compare(claim: str, ours: Step, peer: Step, name: str, pairs: int, tolerance
 
 def claims_of(problem: Problem, kind: str, pairs: int, dtype: torch.dtype, peak: int) -> None:
     """All claims of time for one generator."""
-    facts = {"generator": kind, "dtype": str(dtype).removeprefix("torch."), "peak_gflops": peak}
+    facts = {
+        "generator": kind,
+        "dtype": str(dtype).removeprefix("torch."),
+        "peak_gflops": peak,
+        "questions": len(problem.rows),
+    }
     loose = 1e-4 if dtype == torch.float32 else 2e-2
     tuned, flat = problem.concentrated, problem.flat
     peers: list[tuple[str, str, Callable[[Tensor], Step]]]
@@ -240,6 +245,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="the output is JSON in any case")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all weights")
+    parser.add_argument("--questions", type=int, default=4, help="questions in a batch")
     parser.add_argument("--memory", choices=["ours", "recompute", "peer"], help="print one side's MiB and stop")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -255,7 +261,7 @@ def main() -> None:
     for kind, opened in kinds.items():
         generator = opened()
         generator.model.to(dtype)
-        claims_of(Problem(generator, size, (4, 16), options.device), kind, pairs, dtype, peak)
+        claims_of(Problem(generator, size, (4, 16), options.device, options.questions), kind, pairs, dtype, peak)
     memory_claims(options.device)
 
 

@@ -7,6 +7,7 @@ to fit; the question never is, unless an input is wanted exactly as transformers
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -14,6 +15,8 @@ from jinja2 import TemplateError
 from ragx.errors import ArtifactError, DataError
 from ragx.records import Passage
 
+PASSAGES_KEPT = 8192
+"""Passages whose token ids are remembered: the same ones are retrieved again and again."""
 _SLOT = re.compile("\ue000(title|passage|question)\ue001")
 
 
@@ -61,6 +64,7 @@ class PromptTemplate:
             self._pieces.append(piece if position % 2 else self._encode(piece, special=chat))
         self._pieces.append(after)
         self.ends_with_space = text[-1:].isspace() or chat
+        self._passage_ids = lru_cache(PASSAGES_KEPT)(self._encode)
 
     def ids(self, passage: Passage, question: str) -> list[int]:
         """The token ids of one prompt, the passage cut at its end so that all fits.
@@ -71,7 +75,7 @@ class PromptTemplate:
         slots = {
             "title": self._encode(passage.title),
             "question": self._encode(question),
-            "passage": self._encode(passage.text),
+            "passage": self._passage_ids(passage.text),
         }
         fixed = sum(len(piece) for piece in self._pieces if isinstance(piece, list))
         room = self._limit - fixed - len(slots["title"]) - len(slots["question"])
