@@ -3,9 +3,9 @@
     python -m benchmarks.training_step [--quick] [--json] [--device cuda] [--dtype bfloat16]
 
 BART-base size: 4 questions (`--questions`) with K = 5 contexts of 120-200 tokens and answers of 4-16, on the same
-random weights, all of them trained. The peer is run as its users run it (contexts padded to 300 tokens); claims named `_trimmed` give it
-contexts trimmed to the longest. SmolLM2 size: the peer is the same loss written plainly on AutoModelForCausalLM (all
-logits of all K prompts, padded to the longest), for transformers' RAG takes no causal model.
+random weights, all of them trained. The peer is run as its users run it (contexts padded to 300 tokens); claims named
+`_trimmed` give it contexts trimmed to the longest. SmolLM2 size: the peer is the same loss written plainly on
+LlamaForCausalLM (all logits of all prompts, padded to the longest), for transformers' RAG takes no causal model.
 
 `_exact` keeps all posterior mass. `_pruned` keeps 99 % of a posterior which a tuned retriever's prior concentrates
 (0.9 on the first of five passages); `_flat` is the same setting on a flat prior, against ragx's own exact step: it

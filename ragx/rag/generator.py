@@ -195,10 +195,9 @@ def pad_rows(
 ) -> tuple[Tensor, Tensor]:
     """Rows padded to the longest [N, L], and the mask of what is no padding."""
     length = max(map(len, rows))
-    ids = torch.full((len(rows), length), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), length), dtype=torch.bool)
-    for number, row in enumerate(rows):
-        place = slice(length - len(row), None) if left else slice(0, len(row))
-        ids[number, place] = torch.tensor(row, dtype=torch.long)
-        mask[number, place] = True
-    return ids.to(device), mask.to(device)
+    fill = [[pad] * (length - len(row)) for row in rows]
+    ids = [[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, fill, strict=True)]
+    places = torch.arange(length)
+    first = torch.tensor([length - len(row) if left else 0 for row in rows]).unsqueeze(-1)
+    last = torch.tensor([length if left else len(row) for row in rows]).unsqueeze(-1)
+    return torch.tensor(ids, dtype=torch.long).to(device), ((first <= places) & (places < last)).to(device)

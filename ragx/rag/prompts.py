@@ -15,8 +15,8 @@ from jinja2 import TemplateError
 from ragx.errors import ArtifactError, DataError
 from ragx.records import Passage
 
-PASSAGES_KEPT = 8192
-"""Passages whose token ids are remembered: the same ones are retrieved again and again."""
+TEXTS_KEPT = 16384
+"""Texts whose token ids are remembered: the same passages are retrieved again and again, a question meets K of them."""
 _SLOT = re.compile("\ue000(title|passage|question)\ue001")
 
 
@@ -64,7 +64,7 @@ class PromptTemplate:
             self._pieces.append(piece if position % 2 else self._encode(piece, special=chat))
         self._pieces.append(after)
         self.ends_with_space = text[-1:].isspace() or chat
-        self._passage_ids = lru_cache(PASSAGES_KEPT)(self._encode)
+        self._plain_ids = lru_cache(TEXTS_KEPT)(self._encode)
 
     def ids(self, passage: Passage, question: str) -> list[int]:
         """The token ids of one prompt, the passage cut at its end so that all fits.
@@ -73,9 +73,9 @@ class PromptTemplate:
             DataError: the question leaves no room for a passage.
         """
         slots = {
-            "title": self._encode(passage.title),
-            "question": self._encode(question),
-            "passage": self._passage_ids(passage.text),
+            "title": self._plain_ids(passage.title),
+            "question": self._plain_ids(question),
+            "passage": self._plain_ids(passage.text),
         }
         fixed = sum(len(piece) for piece in self._pieces if isinstance(piece, list))
         room = self._limit - fixed - len(slots["title"]) - len(slots["question"])
