@@ -6,7 +6,7 @@ BART-base size, K = 5 contexts of 120-200 tokens a question, 16 new tokens. Weig
 which about four of a question's five candidates differ (0.02 makes them all equal); none is so sure of itself that ragx
 could leave another unscored, as it can with tuned models. The peers are run as their users run them: one question at a
 time, contexts padded to 300 tokens; claims named `_trimmed` give them contexts trimmed to the longest. Greedy, but for
-`_4_beams`, the default of transformers' evaluation script. They let candidates attend to padding, so answers can
+`_4_beams`, the default of transformers' evaluation script, which gets half of the questions. They let candidates attend to padding, so answers can
 differ: compared is log p of ragx's answer, recomputed by the peer from the true masks.
 """
 
@@ -23,6 +23,8 @@ from benchmarks.rag_peer import PADDED, Size, bart_generator, contexts, labels, 
 from ragx.rag.decoding import Decoded, decode
 from ragx.rag.generator import Pair
 from ragx.rag.seq2seq import Seq2SeqGenerator
+
+Rows = list[list[Pair]]
 
 K = 5
 NEW_TOKENS = 16
@@ -70,23 +72,25 @@ def main() -> None:
     dtype, size = getattr(torch, options.dtype), Size(init_std=0.1)
     generator = bart_generator(size, NEW_TOKENS, options.device)
     generator.model.to(dtype)
-    rows = questions(2 if options.quick else options.questions, K, size.words)
-    priors = torch.log_softmax(torch.randn(len(rows), K), dim=-1).to(options.device)
+    everything = questions(2 if options.quick else options.questions, K, size.words)
+    scores = torch.randn(len(everything), K, device=options.device)
     found: list[Decoded] = []
 
-    def ours(marginal: str, beams: int) -> None:
+    def ours(rows: Rows, priors: Tensor, marginal: str, beams: int) -> None:
         state = generator.start([pair for row in rows for pair in row])
         found[:] = decode(generator, state, priors, marginal=marginal, decoding="thorough", num_beams=beams)
 
-    def theirs(peer: Any, beams: int, length: int | None) -> None:
+    def theirs(rows: Rows, priors: Tensor, peer: Any, beams: int, length: int | None) -> None:
         for pairs, prior in zip(rows, priors, strict=True):
             inputs = contexts(generator, pairs, length)
             peer.generate(**inputs, doc_scores=prior[None], n_docs=K, num_beams=beams, max_new_tokens=NEW_TOKENS)
 
     peak = matrix_peak(dtype, device=options.device)
     for claim, marginal, beams, length in CLAIMS:
+        rows = everything[: len(everything) // (1 if beams == 1 else 2)]
+        priors = torch.log_softmax(scores[: len(rows)], dim=-1)
         peer = rag_model(generator.base, K, marginal)
-        both = partial(ours, marginal, beams), partial(theirs, peer, beams, length)
+        both = partial(ours, rows, priors, marginal, beams), partial(theirs, rows, priors, peer, beams, length)
         seconds = alternate(*both, 3 if options.quick else 7)
         checked = zip(rows, priors, found, strict=True)
         print_claim(
