@@ -3,11 +3,12 @@
     python -m benchmarks.decoding [--quick] [--json] [--device cuda] [--dtype bfloat16]
 
 BART-base size, K = 5 contexts of 120-200 tokens a question, 16 new tokens. Weights are drawn with deviation 0.1, with
-which about four of a question's five candidates differ (0.02 makes them all equal); none is so sure of itself that ragx
-could leave another unscored, as it can with tuned models. The peers are run as their users run them: one question at a
-time, contexts padded to 300 tokens; claims named `_trimmed` give them contexts trimmed to the longest. Greedy, but for
-`_4_beams`, the default of transformers' evaluation script, which gets half of the questions. They let candidates attend to padding, so answers can
-differ: compared is log p of ragx's answer, recomputed by the peer from the true masks.
+which about four of a question's five candidates differ (0.02 makes them all equal); none is so sure of itself that
+ragx could leave another unscored, as it can with tuned models. The peers are run as their users run them: one
+question at a time, contexts padded to 300 tokens; claims named `_trimmed` give them contexts trimmed to the longest.
+Greedy, but for `_4_beams`, the default of transformers' evaluation script, which gets half of the questions. They let
+candidates attend to padding, so answers can differ: compared is log p of ragx's answer, recomputed by the peer from
+the true masks.
 """
 
 import argparse

@@ -9,9 +9,9 @@ LlamaForCausalLM (all logits of all prompts, padded to the longest), for transfo
 
 `_exact` keeps all posterior mass. `_pruned` keeps 99 % of a posterior which a tuned retriever's prior concentrates
 (0.995 on the first of five passages); `_flat` is the same setting on a flat prior, against ragx's own exact step: it
-must cost no more. `_default_dtype` is the exact step under bfloat16 autocast against the peer's float32, `_default` also
-pruned, as ragx trains by default. `training_step_memory` compares peak memory above weights and gradients, with answers
-of 64 tokens; `_recompute` is with `finetune.gradient_checkpointing`.
+must cost no more. `_default_dtype` is the exact step under bfloat16 autocast against the peer's float32, `_default`
+also pruned, as ragx trains by default. `training_step_memory` compares peak memory above weights and gradients, with
+answers of 64 tokens; `_recompute` is with `finetune.gradient_checkpointing`.
 """
 
 import argparse
