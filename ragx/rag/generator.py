@@ -24,8 +24,12 @@ from ragx.records import Passage
 
 SLICE = 512
 """Rows of hidden states projected to the vocabulary at once."""
-BATCHES = {"cpu": (4096, 256), "cuda": (16384, 2048)}
-"""Tokens that a batch of like length may have with its padding, and what one batch more costs, in tokens."""
+BUDGETS = {"cpu": 4096, "cuda": 32768}
+"""Tokens that a batch of like length may have, padding included."""
+CPU_OVERHEAD = 256
+"""What one batch more costs on a processor, in tokens: weights are read and their gradients added once more."""
+LAUNCH_FLOP = 2e13
+"""What a GPU could compute while one batch more is being launched: small models want few and large batches."""
 
 Pair = tuple[str, Passage]
 """A question and a passage that may answer it."""
@@ -81,7 +85,9 @@ class Generator(ABC):
         """Like `token_log_probs`, but from a state just started: only the answers run through the model."""
 
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        return length_batches(lengths, *BATCHES.get(self.device.type, BATCHES["cuda"]))
+        on_cpu = self.device.type == "cpu"
+        overhead = CPU_OVERHEAD if on_cpu else int(LAUNCH_FLOP / (2 * self.parameters_count))
+        return length_batches(lengths, BUDGETS["cpu" if on_cpu else "cuda"], overhead)
 
     def _in_batches(self, lengths: Sequence[int], compute: Callable[[list[int]], Tensor]) -> Tensor:
         """`compute(rows)` [n, L, ...] for batches of rows of like length, put together as [N, longest L, ...]."""

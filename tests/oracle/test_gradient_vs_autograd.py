@@ -113,7 +113,7 @@ def test_small_batches_and_recomputing_change_no_gradient(kind, open_tiny, monke
     """Whatever the batches of like length, the vocabulary slices, and what is kept for the backward pass."""
     model = open_tiny(kind, "sequence")
     one, expected = gradients(model)
-    monkeypatch.setitem(generator.BATCHES, "cpu", (60, 0))
+    monkeypatch.setitem(generator.BUDGETS, "cpu", 60)
     monkeypatch.setattr(generator, "SLICE", 3)
     model.generator.recompute = True
     other, found = gradients(model)
