@@ -11,10 +11,10 @@ from ragx.artifacts import file_sha256, fingerprint, read_manifest, write_text
 from ragx.config import Config, dump_config
 from ragx.errors import ArtifactError
 from ragx.records import Progress, no_progress
+from ragx.stages.corpus import corpus_documents, corpus_passages
 from ragx.stages.models import compute_dtype, encoding_facts, passage_encoder
 
 if TYPE_CHECKING:
-    from ragx.corpus.readers import Fields
     from ragx.index.build import Source
     from ragx.index.encoder import Encoder
 
@@ -27,8 +27,6 @@ def build_index(config: Config, progress: Progress = no_progress) -> dict[str, A
     Raises:
         RagxError: documents, model, disk or lock are at fault; the index in use stays as it was.
     """
-    from ragx.corpus.passages import passages_of, word_spans
-    from ragx.corpus.readers import read_documents
     from ragx.index.build import build, current_generation
 
     source = _source(config)
@@ -38,12 +36,10 @@ def build_index(config: Config, progress: Progress = no_progress) -> dict[str, A
         log.info("the index %s is up to date", generation)
         return index_stats(config)
     write_text(config.run_dir / "config.yaml", dump_config(config))
-    documents = read_documents(config.corpus.paths, corpus_fields(config), config.corpus.on_error)
-    spans = encoder.spans if config.passages.unit == "tokens" else word_spans
     build(
         folder,
         source,
-        passages_of(documents, size=config.passages.size, overlap=config.passages.overlap, spans=spans),
+        corpus_passages(config, corpus_documents(config), encoder.spans),
         encoder,
         lexical=config.index.lexical == "bm25",
         batch_size=config.encoder.batch_size,
@@ -100,10 +96,3 @@ def _source(config: Config) -> Source:
     }
     fields = config.corpus.model_dump(mode="json", exclude={"paths"})
     return Source({"files": files, **fields}, config.passages.model_dump(mode="json"), encoding_facts(config))
-
-
-def corpus_fields(config: Config) -> Fields:
-    """The names of the corpus files' fields."""
-    from ragx.corpus.readers import Fields
-
-    return Fields(config.corpus.id_field, config.corpus.title_field, config.corpus.text_field)
