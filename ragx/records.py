@@ -13,12 +13,14 @@ def no_progress(what: str, done: int, total: int | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document of the corpus. `source` is the file, with the line where there is one."""
+    """One document of the corpus. `source` is the file, with the line where there is one; `sections` says where in
+    `text` each section starts, with its headings from the outermost on."""
 
     id: str
     title: str
     text: str
     source: str
+    sections: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

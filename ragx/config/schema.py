@@ -1,5 +1,6 @@
 """The configuration shared by all commands: one frozen section per stage, every problem reported at once."""
 
+import codecs
 import difflib
 import os
 import re
@@ -50,6 +51,23 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
+def _known_encoding(name: str) -> str:
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        raise ValueError(f"Python knows no encoding {name!r}") from None
+
+
+class Limits(Section):
+    """What one file may cost: see ragx.corpus.streams.Limits."""
+
+    document_mb: Positive = 50
+    file_mb: Positive = 100_000
+    ratio: Positive = 200
+    seconds: Positive = 60
+    memory_mb: Annotated[int, Field(ge=500, strict=True)] = 2048
+
+
 class Corpus(Section):
     """The documents: files, folders or globs, and the names of their fields."""
 
@@ -57,15 +75,19 @@ class Corpus(Section):
     id_field: str = "id"
     title_field: str = "title"
     text_field: str = "text"
+    encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
     on_error: Literal["fail", "skip"] = "fail"
+    limits: Limits = Field(default_factory=Limits)
 
 
 class Passages(Section):
-    """How documents are cut: `size` and `overlap` count words, or tokens of the passage encoder."""
+    """How documents are cut: `size` and `overlap` count tokens of the passage encoder, or else words."""
 
-    unit: Literal["words", "tokens"] = "words"
+    unit: Literal["words", "tokens", "sentences", "sections"] = "words"
     size: Positive = 100
     overlap: Annotated[int, Field(ge=0, strict=True)] = 0
+    title: Literal["section", "document", "none"] = "section"
+    deduplicate: Literal["none", "exact", "near"] = "none"
 
     @model_validator(mode="after")
     def _overlap_below_size(self) -> Self:

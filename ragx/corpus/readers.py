@@ -1,222 +1,189 @@
-"""Files, folders and globs -> documents, streamed: one generator per format."""
+"""Files, folders and globs -> documents, streamed in the order of the files.
 
-import csv
-import glob
-import gzip
-import json
+Formats that take a parser library are read in child processes with limits, several files ahead and at once; the others
+here, where one pass of the standard library is faster than handing them over.
+"""
+
 import logging
-import zlib
+import os
+import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from ragx.corpus.files import EXTRAS, corpus_files, find_files, format_of, require_extras
+from ragx.corpus.markdown import sections_of, title_and_body
+from ragx.corpus.sandbox import Sandbox
+from ragx.corpus.streams import Limits, Problem, open_utf8, read_text
+from ragx.corpus.tables import Record, read_json, read_json_lines, read_table
 from ragx.errors import DataError
 from ragx.records import Document
 
+__all__ = ["Fields", "corpus_files", "read_documents"]
+
 log = logging.getLogger(__name__)
 
-MAX_FIELD = 1 << 27
-"""Characters of one CSV field; the standard library stops at 131,072."""
+LISTED = 20
+"""Skipped records that are logged one by one; the rest are counted, and listed with --verbose."""
+
+Found = tuple[Path, str] | Problem
+Outcome = Document | Problem
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The names of a document's fields in .jsonl, .csv and .tsv files."""
+    """The names of a document's fields in files of records."""
 
     id: str = "id"
     title: str = "title"
     text: str = "text"
 
 
-@contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
-    """Open a UTF-8 text file, decompressing .gz; a byte order mark is dropped.
+def read_documents(
+    paths: Iterable[str],
+    fields: Fields,
+    on_error: str = "fail",
+    *,
+    encoding: str = "utf-8",
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+) -> Iterator[Document]:
+    """Stream the documents of all files, in the order of the files; `encoding` is that of files without a mark.
 
     Raises:
-        DataError: it cannot be opened, is not UTF-8 or is no whole gzip file.
+        DataError: a file or record is broken, empty or beyond the limits, an id occurs twice, a library is not
+            installed, or no document was found; with `on_error="skip"` bad files and records are logged and counted
+            instead.
     """
-    opener: Callable[..., TextIO] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            yield file
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start} of a block); convert it") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a whole gzip file ({error})") from None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
-
-
-def corpus_files(paths: Iterable[str]) -> list[tuple[Path, str]]:
-    """Every file that `paths` name, sorted, with its name relative to the folder or glob it came from.
-
-    Raises:
-        DataError: a path does not exist, a glob matches nothing, or a named file has an unknown format.
-    """
-    found: dict[Path, str] = {}
-    for text in paths:
-        files = _files_of(Path(text), text)
-        if not files:
-            raise DataError(f"{text}: no file that ragx can read; set corpus.paths")
-        found.update(files)
-    return list(found.items())
-
-
-def _files_of(path: Path, text: str) -> dict[Path, str]:
-    """The files of one path, folder or glob, with their names."""
-    try:
-        exists = path.exists()
-    except OSError as error:
-        raise DataError(f"{text[:80]}: {error.strerror}; set corpus.paths") from error
-    if path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and _reader_of(p) and p.name[0] != ".")
-        return {p: p.relative_to(path).as_posix() for p in inside}
-    if exists:
-        if not _reader_of(path):
-            raise DataError(f"{path}: unknown format; ragx reads {', '.join(sorted(_READERS))}, each also .gz")
-        return {path: path.name}
-    if not glob.has_magic(text):
-        raise DataError(f"{path}: no such file or folder; set corpus.paths")
-    matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute patterns
-    root = Path(*_plain_parts(path))
-    return {p: p.relative_to(root).as_posix() for p in matches if p.is_file() and _reader_of(p)}
-
-
-def _plain_parts(path: Path) -> list[str]:
-    parts = []
-    for part in path.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        parts.append(part)
-    return parts
-
-
-def read_documents(paths: Iterable[str], fields: Fields, on_error: str = "fail") -> Iterator[Document]:
-    """Stream the documents of all files, in the order of the files.
-
-    Raises:
-        DataError: a record is broken or empty, an id occurs twice, or no document was found; with
-            `on_error="skip"` bad records are logged and counted instead.
-    """
-    seen: dict[str, str] = {}
-    skipped = 0
-    for path, name in corpus_files(paths):
-        for outcome in _read_file(path, name, fields):
-            problem = outcome if isinstance(outcome, str) else _problem(outcome, seen)
+    paths = list(paths)
+    count = skipped = 0
+    with _ids() as first_place:
+        for outcome in _outcomes(find_files(paths), fields, encoding, limits):
+            problem = outcome if isinstance(outcome, Problem) else _problem(outcome, first_place)
             if isinstance(outcome, Document) and problem is None:
-                seen[outcome.id] = outcome.source
+                count += 1
                 yield outcome
             elif on_error == "fail":
                 raise DataError(f"{problem}; mend it, or say corpus.on_error: skip")
             else:
+                log.log(logging.WARNING if skipped < LISTED else logging.DEBUG, "skipped %s", problem)
                 skipped += 1
-                log.warning("skipped %s", problem)
     if skipped:
         log.warning("%d records skipped", skipped)
-    if not seen:
+    if not count:
         raise DataError(f"{', '.join(paths)}: no documents in the corpus")
 
 
-def _problem(document: Document, seen: dict[str, str]) -> str | None:
+@contextmanager
+def _ids() -> Iterator[Callable[[Document], str | None]]:
+    """A function that says where a document's id stood first, or None when it is new; ids are kept on disk."""
+    with closing(sqlite3.connect("")) as database:  # a temporary file, of which SQLite keeps some megabytes in memory
+        database.execute("PRAGMA journal_mode = OFF")
+        database.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID")
+
+        def first_place(document: Document) -> str | None:
+            new = database.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (document.id, document.source)).rowcount
+            if new:
+                return None
+            return str(database.execute("SELECT place FROM ids WHERE id = ?", (document.id,)).fetchone()[0])
+
+        yield first_place
+
+
+def _problem(document: Document, first_place: Callable[[Document], str | None]) -> Problem | None:
     if not document.text.strip():
-        return f"{document.source}: document {document.id!r} is empty"
-    if document.id in seen:
-        return f"{document.source}: id {document.id!r} stands already at {seen[document.id]}"
-    return None
+        return Problem(document.source, f"document {document.id!r} is empty")
+    place = first_place(document)
+    return Problem(document.source, f"id {document.id!r} stands already at {place}") if place else None
 
 
-def _read_file(path: Path, name: str, fields: Fields) -> Iterator[Document | str]:
-    """Documents of one file; a string instead of one says what is wrong with a record."""
-    reader = _reader_of(path)
-    if reader is None:
-        raise DataError(f"{path}: unknown format")
-    with open_text(path) as file:
-        yield from reader(file, path, name, fields)
+def _outcomes(files: Iterator[Found], fields: Fields, encoding: str, limits: Limits) -> Iterator[Outcome]:
+    """Documents and problems of all files in order; files of one document for a parser are read ahead."""
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ahead: deque[Iterator[Outcome] | Future[list[Outcome]]] = deque()
+    with Sandbox(limits) as sandbox, ThreadPoolExecutor(workers) as threads:
+        for found in chain(files, [None] * (2 * workers)):
+            if isinstance(found, Problem):
+                ahead.append(iter([found]))
+            elif found is not None:
+                path, name = found
+                format = str(format_of(path.name))
+                require_extras([format])
+                outcomes = _read_file(format, path, name, fields, encoding, limits, sandbox)
+                one = format in EXTRAS and format != "parquet"
+                ahead.append(threads.submit(list, outcomes) if one else outcomes)
+            if ahead and (found is None or len(ahead) > 2 * workers):
+                first = ahead.popleft()
+                yield from first.result() if isinstance(first, Future) else first
 
 
-def _reader_of(path: Path) -> Callable[..., Iterator[Document | str]] | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    return _READERS.get(suffixes[-1]) if suffixes else None
-
-
-def read_json_lines(file: TextIO, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Each non-blank line of a .jsonl file as (place, object), or (place, what is wrong)."""
-    for number, line in enumerate(file, start=1):
-        place = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield place, f"invalid JSON ({error})"
-            continue
-        yield place, value if isinstance(value, dict) else f"expected an object, found {type(value).__name__}"
-
-
-def _jsonl(file: TextIO, path: Path, name: str, fields: Fields) -> Iterator[Document | str]:
-    for place, value in read_json_lines(file, path):
-        if isinstance(value, str):
-            yield f"{place}: {value}"
-        else:
-            yield _document(value, place, fields)
-
-
-def _table(file: TextIO, path: Path, name: str, fields: Fields) -> Iterator[Document | str]:
-    csv.field_size_limit(MAX_FIELD)
-    delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
-    rows = csv.DictReader(file, delimiter=delimiter, strict=True)
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
+def _read_file(
+    format: str, path: Path, name: str, fields: Fields, encoding: str, limits: Limits, sandbox: Sandbox
+) -> Iterator[Outcome]:
+    """The documents of one file; what ends the reading of a file is its last problem."""
+    try:
+        if format in EXTRAS:
+            columns = [fields.id, fields.title, fields.text] if format == "parquet" else ["id", "title", "text"]
+            for outcome in sandbox.read(format, path, name, columns):
+                yield _document(outcome, Fields(*columns), "" if format == "parquet" else _name_as_title(name))
             return
-        except csv.Error as error:
-            yield f"{path}:{rows.reader.line_num}: broken table ({error})"
-            continue
-        place = f"{path}:{rows.line_num}"
-        if None in row or None in row.values():
-            yield f"{place}: {len(rows.fieldnames or ())} columns in the header, another number in this row"
-        else:
-            yield _document(row, place, fields)
+        with open_utf8(path, limits, encoding) as file:
+            if format in _RECORDS:
+                for outcome in _RECORDS[format](file, path, limits):
+                    yield _document(outcome, fields)
+            else:
+                text = read_text(file, path, limits)
+                yield text if isinstance(text, Problem) else _page(format, text, path, name)
+    except DataError as error:
+        yield Problem(str(path), str(error).removeprefix(f"{path}: "))
 
 
-def _document(record: dict[str, Any], place: str, fields: Fields) -> Document | str:
+_RECORDS = {"jsonl": read_json_lines, "json": read_json, "table": read_table}
+
+
+def _page(format: str, text: str, path: Path, name: str) -> Outcome:
+    """A .txt or .md file as one document."""
+    title, body = title_and_body(text) if format == "markdown" else ("", text)
+    sections = sections_of(body) if format == "markdown" else ()
+    record = {"id": name, "title": title, "text": body, "sections": sections}
+    return _document((str(path), record), Fields(), _name_as_title(name))
+
+
+def _name_as_title(name: str) -> str:
+    return Path(name).name.partition(".")[0].replace("-", " ")
+
+
+def _document(outcome: Record | Problem, fields: Fields, default_title: str = "") -> Outcome:
+    """A record as a document, if it is one."""
+    if isinstance(outcome, Problem):
+        return outcome
+    place, record = outcome
+    reason = _reason_against(record, fields)
+    if reason:
+        return Problem(place, reason)
+    title = record.get(fields.title) or default_title
+    sections = tuple((int(offset), str(heading)) for offset, heading in record.get("sections", ()))
+    return Document(str(record[fields.id]), title, record[fields.text], place, sections)
+
+
+def _reason_against(record: dict[str, Any], fields: Fields) -> str | None:
     missing = [name for name in (fields.id, fields.text) if name not in record]
     if missing:
-        return f"{place}: no field {missing[0]!r}; fields here: {', '.join(record)}"
-    title, text = record.get(fields.title) or "", record[fields.text]
+        return f"no field {missing[0]!r}; fields here: {', '.join(record)}"
+    identity, title, text = record[fields.id], record.get(fields.title) or "", record[fields.text]
     if not isinstance(text, str) or not isinstance(title, str):
-        return f"{place}: {fields.text!r} and {fields.title!r} must be text"
-    if not isinstance(record[fields.id], str | int) or record[fields.id] == "":
-        return f"{place}: {fields.id!r} must be text or a whole number"
+        return f"{fields.text!r} and {fields.title!r} must be text"
+    if not isinstance(identity, str | int) or identity == "":
+        return f"{fields.id!r} must be text or a whole number"
+    whole = f"{identity}{title}{text}"
+    if "\x00" in whole:
+        return "holds a NUL, which is no text"
     try:
-        f"{record[fields.id]}{title}{text}".encode()
+        whole.encode()
     except UnicodeEncodeError:
-        return f"{place}: holds half of a surrogate pair, which is no text"
-    return Document(str(record[fields.id]), title, text, place)
-
-
-def _plain(file: TextIO, path: Path, name: str, fields: Fields) -> Iterator[Document | str]:
-    yield Document(name, Path(name).name.partition(".")[0].replace("-", " "), file.read(), str(path))
-
-
-def _markdown(file: TextIO, path: Path, name: str, fields: Fields) -> Iterator[Document | str]:
-    text = file.read()
-    first, _, rest = text.lstrip().partition("\n")
-    if first.startswith("# "):
-        yield Document(name, first[2:].strip(), rest.strip("\n"), str(path))
-    else:
-        yield Document(name, Path(name).name.partition(".")[0].replace("-", " "), text, str(path))
-
-
-_READERS: dict[str, Callable[[TextIO, Path, str, Fields], Iterator[Document | str]]] = {
-    ".jsonl": _jsonl,
-    ".csv": _table,
-    ".tsv": _table,
-    ".txt": _plain,
-    ".md": _markdown,
-}
+        return "holds half of a surrogate pair, which is no text"
+    return None

@@ -11,6 +11,7 @@ from ragx.artifacts import file_sha256, fingerprint, read_manifest, write_text
 from ragx.config import Config, dump_config
 from ragx.errors import ArtifactError, ConfigError
 from ragx.records import Passage, Progress, no_progress
+from ragx.stages.corpus import corpus_documents, corpus_passages
 from ragx.stages.models import (
     compute_device,
     compute_dtype,
@@ -21,7 +22,6 @@ from ragx.stages.models import (
 )
 
 if TYPE_CHECKING:
-    from ragx.corpus.readers import Fields
     from ragx.index.build import Base, Encode, Settings, Source
     from ragx.index.encoder import Encoder
 
@@ -119,12 +119,7 @@ def index_stats(config: Config) -> dict[str, Any]:
 
 
 def _passages(config: Config, encoder: Encoder) -> Iterator[Passage]:
-    from ragx.corpus.passages import passages_of, word_spans
-    from ragx.corpus.readers import read_documents
-
-    documents = read_documents(config.corpus.paths, corpus_fields(config), config.corpus.on_error)
-    spans = encoder.spans if config.passages.unit == "tokens" else word_spans
-    return passages_of(documents, size=config.passages.size, overlap=config.passages.overlap, spans=spans)
+    return corpus_passages(config, corpus_documents(config), encoder.spans)
 
 
 def _settings(config: Config) -> Settings:
@@ -188,10 +183,3 @@ def _source(config: Config) -> Source:
     }
     fields = config.corpus.model_dump(mode="json", exclude={"paths"})
     return Source({"files": files, **fields}, config.passages.model_dump(mode="json"), encoding_facts(config))
-
-
-def corpus_fields(config: Config) -> Fields:
-    """The names of the corpus files' fields."""
-    from ragx.corpus.readers import Fields
-
-    return Fields(config.corpus.id_field, config.corpus.title_field, config.corpus.text_field)

@@ -10,7 +10,7 @@ from typing import Any
 from ragx.artifacts import write_text
 from ragx.config import Config
 from ragx.errors import ConfigError
-from ragx.stages.index import corpus_fields
+from ragx.stages.corpus import corpus_documents, corpus_passages
 
 
 def init(folder: Path, *, sample: bool) -> list[Path]:
@@ -41,16 +41,15 @@ def check(config: Config) -> dict[str, Any]:
         RagxError: data or configuration cannot be used.
     """
     from ragx.corpus.answers import normalise_answer
-    from ragx.corpus.passages import passages_of
+    from ragx.corpus.passages import word_spans
     from ragx.corpus.questions import read_examples
-    from ragx.corpus.readers import read_documents
     from ragx.evaluation.gates import parse_gates
     from ragx.evaluation.metrics import parse_metrics
 
     parse_gates(config.eval.gates, parse_metrics(config.eval.metrics))
-    documents = list(read_documents(config.corpus.paths, corpus_fields(config), config.corpus.on_error))
+    documents = list(corpus_documents(config))
     ids = {document.id for document in documents}
-    passages = list(passages_of(documents, size=config.passages.size, overlap=config.passages.overlap))
+    passages = list(corpus_passages(config, documents, word_spans))
     text = "\n".join(passage.text for passage in passages)
     words = len(text.split())
     normalised = f" {normalise_answer(text)} "

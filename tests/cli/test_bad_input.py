@@ -72,7 +72,7 @@ def corpus_problems(corpus):
     good = corpus.read_text()
     return {
         "broken line": (good + "{\n", [f"{corpus}:13: invalid JSON"]),
-        "not utf8": (good.encode() + b'{"id": "x", "text": "caf\xe9"}\n', [f"{corpus}: not UTF-8"]),
+        "not utf8": (good.encode() + b'{"id": "x", "text": "caf\xe9"}\n', [f"{corpus}:13: not UTF-8"]),
         "same id": (good + good.splitlines()[0], [f"{corpus}:13: id 'kiln' stands already at {corpus}:1"]),
         "empty document": (good + '{"id": "x", "text": " "}\n', [f"{corpus}:13: document 'x' is empty"]),
         "no text": (good + '{"id": "x"}\n', [f"{corpus}:13: no field 'text'"]),
@@ -133,7 +133,7 @@ def test_eval_without_the_split(cli, indexed):
         ('{"question": "Who?"}\n', ":1: no 'answers'"),
         ("", ": no questions in this file"),
         ("{\n", ":1: invalid JSON"),
-        (b"\xff", ": not UTF-8"),
+        (b"\xff", ":1: not UTF-8"),
         (None, ": no such question file"),
     ],
 )

@@ -259,3 +259,37 @@ def test_failed_gate_is_code_1_and_the_report_is_written(cli, indexed, tmp_path)
     assert "gate FAILED: em > 0.99 (is 0.000, interval 0.000 to 0.000)" in lines(done.out)
     assert "Traceback" not in done.err
     assert (tmp_path / "runs/tiny/eval/test.base.report.json").is_file()
+
+
+def test_index_of_sections_without_duplicates_skipping_what_is_broken(cli, tiny_config, tmp_path):
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    page = "# Kilns\n\nThe kiln burns beech wood.\n\n## Firing\n\nMarta Veld lights it on Monday.\n"
+    (folder / "a.md").write_text(page)
+    (folder / "b.md").write_text(page.replace("Kilns", "Copy"))
+    (folder / "c.html").write_text("<html><title>Glazes</title><body><p>Green glaze holds copper.</p></body></html>")
+    (folder / "d.pdf").write_text("no PDF")
+    config = tiny_config(
+        corpus={"paths": [str(folder)], "on_error": "skip"},
+        passages={"unit": "sections", "size": 40, "deduplicate": "exact"},
+    )
+    done = cli("index", "--json", "-c", config)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert (found["documents"], found["passages"]) == (2, 3)
+    said = " ".join(done.err.split())
+    assert "d.pdf: no PDF that can be read" in said
+    assert "1 records skipped" in said
+    assert "2 passages left out as exact duplicates of earlier ones" in said
+    answer = json.loads(cli("ask", "Who lights it on Monday?", "--json", "-q", "-c", config).out)
+    assert "Kilns > Firing" in [passage["title"] for passage in answer["passages"]]
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [("corpus.encoding=klingon", "Python knows no encoding 'klingon'"), ("corpus.limits.memory_mb=1", "500")],
+)
+def test_reading_that_cannot_be_configured(cli, tiny_config, override, named):
+    done = cli("check", "-q", "-c", tiny_config(), "--set", override)
+    assert done.code == 2
+    assert named in done.err

@@ -113,7 +113,7 @@ def test_unknown_section_with_suggestion(load):
 
 def test_unknown_key_like_no_other_lists_the_known(load):
     (problem,) = problems(load, LEAST + "passages: {zzz: 3}\n")
-    assert problem == ":3:12: passages.zzz: unknown key; known: unit, size, overlap"
+    assert problem == ":3:12: passages.zzz: unknown key; known: unit, size, overlap, title, deduplicate"
 
 
 @pytest.mark.parametrize(

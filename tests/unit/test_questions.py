@@ -70,9 +70,51 @@ def test_missing_file(tmp_path):
 
 def test_other_format(file):
     with pytest.raises(DataError, match=r"questions are read from \.jsonl"):
-        read_examples(file("x", "q.csv"))
+        read_examples(file("x", "q.docx"))
 
 
 def test_no_questions(file):
     with pytest.raises(DataError, match="no questions in this file"):
         read_examples(file("{\n"), on_error="skip")
+
+
+SQUAD = """{"version": "1.1", "data": [{"title": "T", "paragraphs": [{"context": "c", "qas": [
+ {"id": "s1", "question": "Who?", "answers": [{"text": "me", "answer_start": 0}, {"text": "me"}, {"text": "I"}]},
+ {"id": "s2", "question": "Why?", "answers": [], "is_impossible": true}]}]}]}"""
+
+
+def test_squad(file):
+    path = file(SQUAD, "dev.json")
+    assert read_examples(path, on_error="skip") == [Example("s1", "Who?", ("me", "I"))]
+    with pytest.raises(DataError, match=r"dev\.json:data\[0\]\.paragraphs\[0\]\.qas\[1\]: no 'answers'"):
+        read_examples(path)
+
+
+def test_list_in_json(file):
+    assert read_examples(file(f"[{GOOD}]", "q.json")) == [Example("a", "Who?", ("me", "I"), ("d", "3"))]
+
+
+def test_kilt(file):
+    output = '[{"answer": "me", "provenance": [{"wikipedia_id": "7"}, {"wikipedia_id": "7"}]}, {"provenance": []}]'
+    path = file(f'{{"id": "k", "input": "Who?", "output": {output}}}\n')
+    assert read_examples(path) == [Example("k", "Who?", ("me",), ("7",))]
+
+
+@pytest.mark.parametrize("name", ["q.csv", "q.tsv", "q.csv.gz"])
+def test_tables(file, name):
+    delimiter = "\t" if "tsv" in name else ","
+    rows = [["question", "answers", "doc_ids"], ["Who?", '"[""me"", ""I""]"', "d"], ["What?", "it", ""]]
+    path = file("".join(delimiter.join(row) + "\n" for row in rows), name)
+    assert read_examples(path) == [Example("1", "Who?", ("me", "I"), ("d",)), Example("2", "What?", ("it",))]
+
+
+def test_source_and_target(file):
+    path = file("Who?\nWhat?\n", "train.source")
+    with pytest.raises(DataError, match=r"the answers must stand beside it, in train\.target"):
+        read_examples(path)
+    file("me\nit\n", "train.target")
+    assert read_examples(path) == [Example("1", "Who?", ("me",)), Example("2", "What?", ("it",))]
+    for lines in ("me\n", "me\nit\nmore\n"):
+        file(lines, "train.target")
+        with pytest.raises(DataError, match=r"train\.(source|target).*one answer a line"):
+            read_examples(path)

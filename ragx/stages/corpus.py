@@ -1,0 +1,46 @@
+"""What every stage reads the corpus with: the configured documents and passages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from ragx.config import Config
+from ragx.records import Document, Passage
+
+if TYPE_CHECKING:
+    from ragx.corpus.passages import Spans
+
+log = logging.getLogger(__name__)
+
+
+def corpus_documents(config: Config) -> Iterator[Document]:
+    """The documents of the configured corpus, streamed."""
+    from ragx.corpus.readers import Fields, read_documents
+    from ragx.corpus.streams import Limits
+
+    corpus = config.corpus
+    fields = Fields(corpus.id_field, corpus.title_field, corpus.text_field)
+    limits = Limits(**corpus.limits.model_dump())
+    return read_documents(corpus.paths, fields, corpus.on_error, encoding=corpus.encoding, limits=limits)
+
+
+def corpus_passages(config: Config, documents: Iterable[Document], spans: Spans) -> Iterator[Passage]:
+    """The passages of documents as configured, duplicates counted in the log; `spans` finds tokens."""
+    from ragx.corpus.duplicates import Deduplicator
+    from ragx.corpus.passages import passages_of, word_spans
+
+    how = config.passages
+    duplicates = None if how.deduplicate == "none" else Deduplicator(how.deduplicate)
+    yield from passages_of(
+        documents,
+        size=how.size,
+        overlap=how.overlap,
+        spans=spans if how.unit == "tokens" else word_spans,
+        unit=how.unit,
+        title=how.title,
+        is_new=duplicates.is_new if duplicates else None,
+    )
+    if duplicates:
+        log.info("%d passages left out as %s duplicates of earlier ones", duplicates.removed, how.deduplicate)
