@@ -17,9 +17,9 @@ corpus corpus.answers corpus.readers corpus.passages corpus.questions
 index index.encoder index.vectors index.lexical index.build index.store index.hf_dataset
 rag rag.marginal rag.retriever
 rag.prompts rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.decoding rag.model rag.interop
-training training.checkpoints training.warmup training.loop
+training training.checkpoints training.synthetic training.warmup training.loop
 evaluation evaluation.metrics evaluation.significance evaluation.gates evaluation.predict evaluation.report
-samples stages.models stages.index stages.finetune stages.export stages.answer stages.project stages
+samples stages.models stages.index stages.synthetic stages.finetune stages.export stages.answer stages.project stages
 cli cli.common cli.init cli.check cli.index cli.finetune cli.ask cli.eval cli.export cli.main
 __init__ __main__
 """.split()  # noqa: SIM905 - it reads as the page does
