@@ -18,7 +18,8 @@ from typing import Literal
 import regex
 import torch
 
-from ragx.corpus.answers import normalise_answer
+from ragx.corpus.answers import holds_answer, normalise_answer
+from ragx.errors import DataError
 from ragx.rag.decoding import beam_search
 from ragx.rag.generator import Generator, Pair
 from ragx.rag.model import RagModel
@@ -38,6 +39,8 @@ BEGINNING_WORDS = 4
 ANSWER_WORDS = 5
 QUESTION_TOKENS = 64
 """Tokens at most of a question written together with its answer."""
+ASK_TOKENS = 128
+"""Tokens by which the prompt below exceeds an ordinary one."""
 ASK = """{title}
 {passage}
 
@@ -52,7 +55,7 @@ _REFERS_BACK = regex.compile(r"(?:He|She|It|They|This|These|That|Those|His|Her|I
 _BEFORE_VERBS = frozenset("and or to not is was are be has had may can who you he she it".split())  # noqa: SIM905
 _JOINING = frozenset("and of de di la le et y und von van der".split())  # noqa: SIM905
 _WORD = regex.compile(r"\S+")
-_MARKED = regex.compile(r"[^\p{L}\s]*\d|\p{Lu}")
+_MARKED = regex.compile(r"[$£€+-]?\d|\p{Lu}")
 _LINKING = regex.compile(r"\p{Ll}{1,3}")
 _CLAUSE_END = regex.compile(r"[,;:.!?)]+$")
 _WRITTEN = regex.compile(r"Question:\s*(?P<question>[^\n]+?)\s*\n+\s*Answer:\s*(?P<answer>[^\n]+)", regex.I)
@@ -119,7 +122,7 @@ def write_questions(
         found = _found(model, new, settings.top_k)
         good = _reproduced(model.generator, found, agreement, settings)
         dropped["without a question and an answer of the passage"] += len(batch) - len(made)
-        dropped["whose answer is too long"] += len(made) - len(short)
+        dropped["too long"] += len(made) - len(short)
         dropped["repeating another question"] += len(short) - len(new)
         dropped["whose passage was not found again"] += len(new) - len(found)
         dropped["whose answer was not reproduced"] += len(found) - len(good)
@@ -176,7 +179,7 @@ def cuts(sentence: str) -> list[tuple[str, str]]:
             end += 1
         answer = sentence[words[place].start() : words[end - 1].end()]
         found.append((sentence[: words[place].start()].rstrip(), _CLAUSE_END.sub("", answer)))
-    return [(beginning, answer) for beginning, answer in found if normalise_answer(answer)]
+    return [cut for cut in found if normalise_answer(cut[1]) and not holds_answer(cut[0], [cut[1]])]
 
 
 def _follows_link(before: str, word: str) -> bool:
@@ -219,7 +222,8 @@ def _made(generator: Generator, batch: Sequence[Draft], settings: SyntheticSetti
             return [_statement(draft, settings.seed) for draft in batch]
         case "questions":
             pairs = [(draft.sentence, draft.passage) for draft in batch]
-            texts = _write(_writer(generator, ASK, QUESTION_TOKENS, settings, chat=True), pairs)
+            writer = _writer(generator, ASK, settings.max_input_tokens + ASK_TOKENS, QUESTION_TOKENS, chat=True)
+            texts = _write(writer, pairs)
             return [_question(draft, text) for draft, text in zip(batch, texts, strict=True)]
 
 
@@ -236,13 +240,17 @@ def _question(draft: Draft, text: str) -> Draft:
     if written is None:
         return draft
     answer = written["answer"].strip(" .\"'")
-    inside = f" {normalise_answer(answer)} " in f" {normalise_answer(draft.passage.text)} "
-    if not inside or not normalise_answer(answer) or not written["question"].endswith("?"):
+    if not holds_answer(draft.passage.text, [answer]) or not written["question"].endswith("?"):
         return draft
     return Draft(draft.passage, draft.sentence, written["question"], answer)
 
 
 def _fits(generator: Generator, draft: Draft) -> bool:
+    """Whether the answer fits the budget, and the question leaves room for a passage."""
+    try:
+        generator.template.ids(draft.passage, draft.question)
+    except DataError:
+        return False
     return len(generator.answer_ids(draft.answer)) <= generator.max_answer_tokens
 
 
@@ -266,7 +274,7 @@ def _reproduced(
     reader, pairs = generator, [(draft.question, draft.passage) for draft in drafts]
     if settings.kind == "statements" and generator.chats:
         tokens = 2 + max(len(generator.answer_ids(draft.answer)) for draft in drafts)
-        reader = _writer(generator, CONTINUE, tokens, settings, chat=False)
+        reader = _writer(generator, CONTINUE, settings.max_input_tokens, tokens, chat=False)
         pairs = [(draft.question.removesuffix(" ..."), draft.passage) for draft in drafts]
     texts = _write(reader, pairs)
     if settings.kind == "statements":
@@ -276,11 +284,10 @@ def _reproduced(
     return [draft for draft, text in scored if agreement(text, [draft.answer]) >= settings.f1]
 
 
-def _writer(generator: Generator, prompt: str, tokens: int, settings: SyntheticSettings, *, chat: bool) -> Generator:
+def _writer(generator: Generator, prompt: str, max_input_tokens: int, tokens: int, *, chat: bool) -> Generator:
     """The same model with another prompt."""
     writer = copy.copy(generator)
-    form = PromptSettings(prompt, None, settings.max_input_tokens)
-    writer.template = make_template(generator.tokenizer, form, chat=chat)
+    writer.template = make_template(generator.tokenizer, PromptSettings(prompt, None, max_input_tokens), chat=chat)
     writer.max_answer_tokens = tokens
     return writer
 
