@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ASKS_FROM = 1_000_000_000
-"""Weights from which on a chat generator writes questions when `synthetic_kind: auto`; smaller ones write nonsense."""
+"""Weights from which on a chat generator writes questions when `synthetic_kind: auto`. A guess: SmolLM2-135M writes
+nonsense, and no larger one was tried."""
 DRAFTS_AT_ONCE = 32
 FORMAT = 1
 """Goes up when the same settings would write other questions."""
