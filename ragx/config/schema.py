@@ -211,7 +211,8 @@ class Lora(Section):
 
 
 class Finetune(Section):
-    """Training of question encoder and generator on the marginal likelihood."""
+    """Training of question encoder and generator on the marginal likelihood, on the training questions and on as many
+    `synthetic` ones, written from the corpus; their answers must be reproduced with `synthetic_f1`."""
 
     train: Annotated[tuple[Literal["question_encoder", "generator"], ...], Field(min_length=1)] = (
         "question_encoder",
@@ -236,6 +237,9 @@ class Finetune(Section):
     max_train: Positive | None = None
     max_steps: Positive | None = None
     dev_limit: Positive | None = None
+    synthetic: Annotated[int, Field(ge=0, strict=True)] = 0
+    synthetic_kind: Literal["auto", "questions", "statements"] = "auto"
+    synthetic_f1: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.5
     patience: Positive = 2
     checkpoint_steps: Positive = 20
     tracker: str | None = None

@@ -17,6 +17,7 @@ from ragx.config import Config, Lora, dump_config
 from ragx.errors import ArtifactError, DataError
 from ragx.records import Example, Progress, no_progress
 from ragx.stages.models import MODEL_KIND, compute_dtype, generator_folder, open_model
+from ragx.stages.synthetic import synthetic_questions
 
 if TYPE_CHECKING:
     from ragx.rag.generator import Generator
@@ -46,10 +47,12 @@ def finetune(
 
     started = time.monotonic()
     examples, dev = _training_data(config)
+    synthetic = synthetic_questions(config, examples, dev, dry_run=dry_run, progress=progress)
+    examples = [*examples, *synthetic]
     model = open_model(config, "base", prepare=_prepare_training)
     examples = _fitting(examples, model.generator, config)
     settings = _train_settings(config)
-    plan = _plan(config, model, examples, dev, settings)
+    plan = _plan(config, model, examples, dev, settings, synthetic=len(synthetic))
     log.info("%s", plan["text"])
     if dry_run:
         return plan
@@ -68,6 +71,7 @@ def finetune(
     return {
         "model": str(config.run_dir / "model"),
         "questions": len(examples),
+        "synthetic_questions": len(synthetic),
         "steps": position.step,
         "best_step": position.best_step or position.step,
         "dev_nll_per_token": position.best_nll,
@@ -101,9 +105,13 @@ def _goes_on(config: Config, plan: dict[str, Any], resume: bool) -> bool:
 def _training_data(config: Config) -> tuple[list[Example], list[Example]]:
     from ragx.corpus.questions import read_examples
 
-    if config.data.train is None:
-        raise DataError("data.train: no training questions are configured; name a .jsonl file of questions and answers")
-    examples = read_examples(config.data.train, config.data.on_error)[: config.finetune.max_train]
+    if config.data.train is None and not config.finetune.synthetic:
+        raise DataError(
+            "data.train: no training questions are configured; name a .jsonl file of questions and answers, or say "
+            "finetune.synthetic: 300 to have as many written from the corpus"
+        )
+    examples = [] if config.data.train is None else read_examples(config.data.train, config.data.on_error)
+    examples = examples[: config.finetune.max_train]
     dev = [] if config.data.dev is None else read_examples(config.data.dev, config.data.on_error)
     if not dev:
         log.warning("no data.dev: training runs to its end and keeps the last weights")
@@ -162,7 +170,13 @@ def _prepare_training(config: Config, retriever: Retriever, generator: Generator
 
 
 def _plan(
-    config: Config, model: RagModel, examples: Sequence[Example], dev: Sequence[Example], settings: TrainSettings
+    config: Config,
+    model: RagModel,
+    examples: Sequence[Example],
+    dev: Sequence[Example],
+    settings: TrainSettings,
+    *,
+    synthetic: int,
 ) -> dict[str, Any]:
     """What will be trained, on what, for how many steps; with a fingerprint that a checkpoint must match."""
     from ragx.training.checkpoints import trainable
@@ -172,11 +186,12 @@ def _plan(
 
     encoder, generator = count("retriever.question_encoder"), count("generator_module")
     steps = settings.steps(len(examples))
+    of_them = f" ({synthetic} of them synthetic, written from the corpus)" if synthetic else ""
     text = (
         f"training {encoder / 1e6:.1f}M weights of the question encoder, {generator / 1e6:.1f}M of the generator's "
         f"{model.generator.parameters_count / 1e6:.1f}M, and the prior's temperature and lexical weight, on "
-        f"{len(examples)} questions with {settings.top_k} passages each: {settings.epochs} epochs, {steps} steps of "
-        f"{settings.batch_size} questions in {str(settings.dtype).removeprefix('torch.')}, "
+        f"{len(examples)} questions{of_them} with {settings.top_k} passages each: {settings.epochs} epochs, {steps} "
+        f"steps of {settings.batch_size} questions in {str(settings.dtype).removeprefix('torch.')}, "
         f"{len(dev)} dev questions after each epoch"
     )
     facts = {
@@ -188,6 +203,7 @@ def _plan(
     return {
         "text": text,
         "questions": len(examples),
+        "synthetic_questions": synthetic,
         "dev_questions": len(dev),
         "steps": steps,
         "trained_weights": {"question_encoder": encoder, "generator": generator},

@@ -20,12 +20,13 @@ index index.encoder index.vectors index.kinds index.words index.bm25 index.tfidf
 index.passages index.shards index.build index.cluster index.store index.hf_dataset
 rag rag.marginal rag.retriever
 rag.prompts rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.decoding rag.model rag.interop
-training training.checkpoints training.warmup training.loop
+training training.checkpoints training.synthetic training.warmup training.loop
 evaluation evaluation.text evaluation.statistic evaluation.matching evaluation.overlap evaluation.ranking
 evaluation.calibration evaluation.metrics evaluation.significance evaluation.gates evaluation.predictions
 evaluation.cache evaluation.why evaluation.predict evaluation.report evaluation.plots
 evaluation.as_json evaluation.as_markdown evaluation.as_junit evaluation.as_html evaluation.files
-samples stages.models stages.corpus stages.index stages.finetune stages.export stages.answer stages.project stages
+samples stages.models stages.corpus stages.index stages.synthetic stages.finetune stages.export stages.answer
+stages.project stages
 cli cli.common cli.init cli.check cli.index cli.finetune cli.ask cli.eval cli.export cli.main
 __init__ __main__
 """.split()  # noqa: SIM905 - it reads as the page does
