@@ -202,6 +202,8 @@ class Finetune(Section):
     dev_limit: Positive | None = None
     patience: Positive = 2
     checkpoint_steps: Positive = 20
+    rollbacks: Annotated[int, Field(ge=0, strict=True)] = 2
+    sample_answers: Annotated[int, Field(ge=0, strict=True)] = 3
     tracker: str | None = None
 
 

@@ -15,12 +15,19 @@ def _environment():
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def _command(processes):
+    """What starts ragx in one process, or in several that torchrun joins."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *(several if processes > 1 else []), "-m", "ragx"]
+
+
 @pytest.fixture
 def ragx():
-    """ragx("index", "-c", path): the command line in a process of its own, finished; its output on failure."""
+    """ragx("index", "-c", path): the command line in a process of its own (with processes=2, in two that torchrun
+    starts), finished; its output on failure."""
 
-    def run(*arguments):
-        command = [sys.executable, "-m", "ragx", *map(str, arguments)]
+    def run(*arguments, processes=1):
+        command = [*_command(processes), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(), timeout=170, check=False)
         assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -30,12 +37,18 @@ def ragx():
 
 @pytest.fixture
 def kill_when():
-    """kill_when(condition, "index", "-c", path): start the command, SIGKILL it once `condition()` holds."""
+    """kill_when(condition, "index", "-c", path): start the command, SIGKILL it once `condition()` holds; of several
+    processes all at once, as when a machine goes down."""
 
-    def run(condition, *arguments):
-        command = [sys.executable, "-m", "ragx", *map(str, arguments)]
+    def run(condition, *arguments, processes=1):
+        command = [*_command(processes), *map(str, arguments)]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_environment(),
+            start_new_session=True,
         )
         try:
             limit = time.monotonic() + 120
@@ -43,11 +56,11 @@ def kill_when():
                 assert process.poll() is None, f"it ended before it could be killed: {process.communicate()}"
                 assert time.monotonic() < limit, "the moment to kill it never came"
                 time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         finally:
             if process.poll() is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
         assert process.returncode == -signal.SIGKILL
 

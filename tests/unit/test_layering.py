@@ -17,7 +17,8 @@ corpus corpus.answers corpus.readers corpus.passages corpus.questions
 index index.encoder index.vectors index.lexical index.build index.store index.hf_dataset
 rag rag.marginal rag.retriever
 rag.prompts rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.decoding rag.model rag.interop
-training training.checkpoints training.warmup training.loop
+training training.processes training.watch training.checkpoints training.warmup
+training.loop training.estimate training.curves training.card
 evaluation evaluation.metrics evaluation.significance evaluation.gates evaluation.predict evaluation.report
 samples stages.models stages.index stages.finetune stages.export stages.answer stages.project stages
 cli cli.common cli.init cli.check cli.index cli.finetune cli.ask cli.eval cli.export cli.main
@@ -32,6 +33,7 @@ HOMES = {
     "datasets": ("index.hf_dataset",),
     "peft": ("rag.generator", "rag.generators"),
     "accelerate": ("training.",),
+    "matplotlib": ("training.curves",),
     "ir_measures": ("evaluation.metrics",),
     "scipy": ("evaluation.significance",),
     "pydantic": ("config.schema",),

@@ -1,0 +1,139 @@
+"""Several processes that torchrun starts: one process's losses, one writer, and an end when one of them dies.
+
+Losses of two processes are compared with those of one on the same batches to 1e-5 in float32: the sums of gradients run
+in another order, and Adam carries such differences on.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ragx import build_index, finetune, load_config
+
+TRAINING = {
+    "epochs": 2,
+    "batch_size": 5,
+    "micro_batch_size": 2,
+    "checkpoint_steps": 2,
+    "patience": 100,
+    "learning_rate": 1e-3,
+    "retriever_learning_rate": 1e-4,
+    "warmup_epochs": 1,
+}
+FIGURES = ("nll_per_token", "nll", "p_gold", "unique", "prior_entropy", "kept")
+
+
+def lines_of(run):
+    path = run / "training" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def assert_same_figures(found, expected):
+    assert [(line["step"], line["split"], line["questions"]) for line in found] == [
+        (line["step"], line["split"], line["questions"]) for line in expected
+    ]
+    for one, two in zip(found, expected, strict=True):
+        for name in FIGURES:
+            assert one[name] == pytest.approx(two[name], rel=1e-5, abs=1e-5), (one["step"], one["split"], name)
+
+
+def two_runs(path, tmp_path):
+    configs = [load_config(path, [f"output_dir={tmp_path / name}"]) for name in ("one", "two")]
+    for config in configs:
+        build_index(config)
+    return configs
+
+
+@pytest.mark.parametrize(
+    ("kind", "mass", "count"), [("causal", 1.0, 2), ("t5", 0.9, 2), ("bart", 1.0, 3)], ids=["lora", "pruned", "three"]
+)
+def test_losses_of_one_process(kind, mass, count, tiny_config, tmp_path, ragx):
+    """12 questions in batches of 5, so that the last holds 2: shares are uneven, and one of three processes has none."""
+    path = tiny_config(kind, retrieval={"top_k": 3}, finetune={**TRAINING, "posterior_mass": mass})
+    one, two = two_runs(path, tmp_path)
+    finetune(one)
+    done = ragx("finetune", "-c", path, "--set", f"output_dir={tmp_path / 'two'}", "--json", processes=count)
+    (printed,) = done.stdout.splitlines()
+    assert json.loads(printed)["steps"] == 6
+    assert f"by {count} processes" in done.stderr
+    assert done.stderr.count("training 0.0M weights") == 1
+    assert_same_figures(lines_of(two.run_dir), lines_of(one.run_dir))
+    assert [line["questions"] for line in lines_of(one.run_dir) if line["split"] == "train"] == [5, 5, 2] * 2
+    written = [{p.relative_to(c.run_dir).as_posix() for p in c.run_dir.glob("[mt]*/**/*")} for c in (one, two)]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("after", [1, 2], ids=["resumed by one", "resumed by two"])
+def test_two_processes_killed_and_resumed(after, tiny_config, tmp_path, ragx, kill_when):
+    path = tiny_config("causal", finetune={**TRAINING, "epochs": 6, "checkpoint_steps": 1})
+    whole, killed = two_runs(path, tmp_path)
+    last = killed.run_dir / "training" / "checkpoints" / "last" / "manifest.json"
+    arguments = ["finetune", "-c", path, "--set"]
+    here = f"output_dir={tmp_path / 'two'}"
+    kill_when(lambda: len(lines_of(killed.run_dir)) >= 6 and last.is_file(), *arguments, here, processes=2)
+    assert 6 <= len(lines_of(killed.run_dir)) < 6 * 3 + 7 and not (killed.run_dir / "model").exists()
+    ragx(*arguments, here, "--resume", processes=after)
+    ragx(*arguments, f"output_dir={tmp_path / 'one'}", processes=2)
+    found, expected = lines_of(killed.run_dir), lines_of(whole.run_dir)
+    if after == 1:
+        assert_same_figures(found, expected)
+        return
+    assert found == expected
+    names = [p.relative_to(whole.run_dir) for p in sorted((whole.run_dir / "model").rglob("*.safetensors"))]
+    assert len(names) == 2
+    assert all((killed.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes() for name in names)
+
+
+def test_when_one_process_is_killed_all_end_and_the_checkpoint_is_good(tiny_config, tmp_path, ragx):
+    path = tiny_config("causal", finetune={**TRAINING, "epochs": 40, "checkpoint_steps": 1})
+    config = load_config(path)
+    build_index(config)
+    arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ragx", "finetune"]
+    process = subprocess.Popen(
+        [sys.executable, *arguments, "-c", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    limit = time.monotonic() + 120
+    while len(lines_of(config.run_dir)) < 5:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    os.kill(second_process(process.pid), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "this is a bug" not in errors
+    assert not (config.run_dir / "model").exists()
+    ragx("finetune", "-c", path, "--resume", "--set", "finetune.epochs=40")
+    assert (config.run_dir / "model").is_dir()
+
+
+def second_process(parent):
+    """The process id of torchrun's worker of rank 1."""
+    for name in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{name}/stat", encoding="utf-8") as stat, open(f"/proc/{name}/environ", "rb") as environ:
+                is_child = int(stat.read().rpartition(")")[2].split()[1]) == parent
+                if is_child and b"RANK=1" in environ.read().split(b"\0"):
+                    return int(name)
+        except (OSError, ValueError):
+            continue
+    raise AssertionError("no second process")
+
+
+def test_an_error_of_all_is_told_by_each_with_its_number(tiny_config, cli, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    path = tiny_config()
+    build_index(load_config(path))
+    done = cli("finetune", "-q", "-c", path)
+    assert done.code == 2
+    (line,) = done.err.splitlines()
+    assert line.startswith("ragx, process 1: accelerate's FSDP mode is not supported")
