@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -35,6 +36,13 @@ def ragx():
     return run
 
 
+def _kill(process):
+    """A process and those it started, which for torchrun live in sessions of their own."""
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        one.kill()
+    process.communicate()
+
+
 @pytest.fixture
 def kill_when():
     """kill_when(condition, "index", "-c", path): start the command, SIGKILL it once `condition()` holds; of several
@@ -48,7 +56,6 @@ def kill_when():
             stderr=subprocess.PIPE,
             text=True,
             env=_environment(),
-            start_new_session=True,
         )
         try:
             limit = time.monotonic() + 120
@@ -56,12 +63,10 @@ def kill_when():
                 assert process.poll() is None, f"it ended before it could be killed: {process.communicate()}"
                 assert time.monotonic() < limit, "the moment to kill it never came"
                 time.sleep(0.002)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            _kill(process)
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
+                _kill(process)
         assert process.returncode == -signal.SIGKILL
 
     return run

@@ -6,11 +6,12 @@ in another order, and Adam carries such differences on.
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from ragx import build_index, finetune, load_config
@@ -49,11 +50,9 @@ def two_runs(path, tmp_path):
     return configs
 
 
-@pytest.mark.parametrize(
-    ("kind", "mass", "count"), [("causal", 1.0, 2), ("t5", 0.9, 2), ("bart", 1.0, 3)], ids=["lora", "pruned", "three"]
-)
+@pytest.mark.parametrize(("kind", "mass", "count"), [("causal", 1.0, 2), ("t5", 0.9, 3)], ids=["lora", "pruned"])
 def test_losses_of_one_process(kind, mass, count, tiny_config, tmp_path, ragx):
-    """12 questions in batches of 5, so that the last holds 2: shares are uneven, and one of three processes has none."""
+    """12 questions in batches of 5, the last of 2: shares are uneven, and one of three processes may have none."""
     path = tiny_config(kind, retrieval={"top_k": 3}, finetune={**TRAINING, "posterior_mass": mass})
     one, two = two_runs(path, tmp_path)
     finetune(one)
@@ -68,25 +67,27 @@ def test_losses_of_one_process(kind, mass, count, tiny_config, tmp_path, ragx):
     assert written[0] == written[1]
 
 
-@pytest.mark.parametrize("after", [1, 2], ids=["resumed by one", "resumed by two"])
-def test_two_processes_killed_and_resumed(after, tiny_config, tmp_path, ragx, kill_when):
+def test_two_processes_killed_and_resumed(tiny_config, tmp_path, ragx, kill_when):
+    """Resumed by two, byte for byte what two undisturbed ones leave; resumed by one, the same losses."""
     path = tiny_config("causal", finetune={**TRAINING, "epochs": 6, "checkpoint_steps": 1})
     whole, killed = two_runs(path, tmp_path)
     last = killed.run_dir / "training" / "checkpoints" / "last" / "manifest.json"
-    arguments = ["finetune", "-c", path, "--set"]
-    here = f"output_dir={tmp_path / 'two'}"
-    kill_when(lambda: len(lines_of(killed.run_dir)) >= 6 and last.is_file(), *arguments, here, processes=2)
+
+    def command(name):
+        return "finetune", "-c", path, "--set", f"output_dir={tmp_path / name}"
+
+    kill_when(lambda: len(lines_of(killed.run_dir)) >= 6 and last.is_file(), *command("two"), processes=2)
     assert 6 <= len(lines_of(killed.run_dir)) < 6 * 3 + 7 and not (killed.run_dir / "model").exists()
-    ragx(*arguments, here, "--resume", processes=after)
-    ragx(*arguments, f"output_dir={tmp_path / 'one'}", processes=2)
-    found, expected = lines_of(killed.run_dir), lines_of(whole.run_dir)
-    if after == 1:
-        assert_same_figures(found, expected)
-        return
-    assert found == expected
+    shutil.copytree(tmp_path / "two", tmp_path / "copy")
+    ragx(*command("copy"), "--resume")
+    ragx(*command("two"), "--resume", processes=2)
+    ragx(*command("one"), processes=2)
+    expected = lines_of(whole.run_dir)
+    assert lines_of(killed.run_dir) == expected
     names = [p.relative_to(whole.run_dir) for p in sorted((whole.run_dir / "model").rglob("*.safetensors"))]
     assert len(names) == 2
     assert all((killed.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes() for name in names)
+    assert_same_figures(lines_of(tmp_path / "copy" / "tiny"), expected)
 
 
 def test_when_one_process_is_killed_all_end_and_the_checkpoint_is_good(tiny_config, tmp_path, ragx):
@@ -106,26 +107,14 @@ def test_when_one_process_is_killed_all_end_and_the_checkpoint_is_good(tiny_conf
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit
         time.sleep(0.01)
-    os.kill(second_process(process.pid), signal.SIGKILL)
+    (second,) = [one for one in psutil.Process(process.pid).children() if one.environ().get("RANK") == "1"]
+    second.kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "this is a bug" not in errors
     assert not (config.run_dir / "model").exists()
     ragx("finetune", "-c", path, "--resume", "--set", "finetune.epochs=40")
     assert (config.run_dir / "model").is_dir()
-
-
-def second_process(parent):
-    """The process id of torchrun's worker of rank 1."""
-    for name in os.listdir("/proc"):
-        try:
-            with open(f"/proc/{name}/stat", encoding="utf-8") as stat, open(f"/proc/{name}/environ", "rb") as environ:
-                is_child = int(stat.read().rpartition(")")[2].split()[1]) == parent
-                if is_child and b"RANK=1" in environ.read().split(b"\0"):
-                    return int(name)
-        except (OSError, ValueError):
-            continue
-    raise AssertionError("no second process")
 
 
 def test_an_error_of_all_is_told_by_each_with_its_number(tiny_config, cli, monkeypatch):
