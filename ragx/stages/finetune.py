@@ -56,7 +56,7 @@ def finetune(
     started = time.monotonic()
     processes = Processes(compute_device(config))
     progress = progress if processes.is_first else no_progress
-    with processes.first_of_host_before_others():
+    with processes.before_others(processes.is_first_on_host):  # models are fetched and converted once
         examples, dev = _training_data(config)
         model = open_model(config, "base", prepare=_prepare_training)
     examples = _fitting(examples, model.generator, config)
@@ -68,7 +68,8 @@ def finetune(
         return plan | _estimate(config, model, examples, dev, settings, processes.count)
     folder = config.run_dir / "training"
     with lock(config.run_dir / ".training.lock", "this model") if processes.is_first else nullcontext():
-        going_on = _goes_on(config, plan, resume)
+        with processes.before_others(processes.is_first):
+            going_on = _goes_on(config, plan, resume)
         processes.wait()
         if processes.is_first:
             write_text(config.run_dir / "config.yaml", dump_config(config))

@@ -149,7 +149,7 @@ class _Joint:
     def begin(self, resume: bool) -> None:
         """Take up the last checkpoint, or score the start: what training is compared with, and falls back to."""
         if resume:
-            self.position = checkpoints.load(self._last, self.model, self.optimizer)[1]
+            self.position = self._load(self._last, self.optimizer)
             self._schedule_from(self.position)
         self.model.kept_share = self.position.kept_share
         facts = [self.plan, dataclasses.asdict(self.position)]
@@ -159,7 +159,8 @@ class _Joint:
             for name in ("metrics.jsonl", "samples.jsonl"):
                 checkpoints.truncate_metrics(self.folder / name, self.position.step if resume else -1)
         if not resume:
-            self._score_dev()
+            if (problem := self._score_dev()) is not None:
+                raise RagxError(f"before the first step: {problem}; try dtype: float32, or another generator.model")
             self._save(self._last)
 
     def step(self) -> Monitor | None:
@@ -258,8 +259,7 @@ class _Joint:
                 "or look at these questions, then run ragx finetune again"
             )
         folder = self._best if self.position.best_nll is not None else self._last
-        self.processes.wait()
-        back = checkpoints.load(folder, self.model)[1]
+        back = self._load(folder)
         self.model.kept_share = back.kept_share
         self.optimizer.state.clear()
         self._recent = []
@@ -285,6 +285,13 @@ class _Joint:
         ]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    def _load(self, folder: Path, optimizer: torch.optim.Optimizer | None = None) -> Position:
+        """Load a checkpoint in all processes, none of which goes on before all have read it."""
+        with self.processes.before_others(self.processes.is_first):
+            position = checkpoints.load(folder, self.model, optimizer)[1]
+        self.processes.wait()
+        return position
 
     def _save(self, folder: Path) -> None:
         if self.processes.is_first:
@@ -313,10 +320,8 @@ class _Joint:
 
     def end(self) -> None:
         """Leave the model at its best, in all processes."""
-        self.processes.wait()
         if self.position.best_nll is not None:
-            checkpoints.load(self._best, self.model)
-        self.processes.wait()
+            self._load(self._best)
         if self.tracker is not None:
             self.tracker.end_training()
 

@@ -41,7 +41,7 @@ class Processes:
         state = PartialState(cpu=device == "cpu", timeout=WAIT)
         self.number: int = state.process_index
         self.count: int = state.num_processes
-        self._first_on_host: bool = state.is_local_main_process
+        self.is_first_on_host: bool = state.is_local_main_process
         self._device: torch.device = state.device
 
     @property
@@ -91,12 +91,12 @@ class Processes:
         float(self.sum(torch.zeros((), device=self._device)))
 
     @contextmanager
-    def first_of_host_before_others(self) -> Iterator[None]:
-        """Run a block in one process of each machine, then in its others: they find in the caches what it made."""
-        if not self._first_on_host:
+    def before_others(self, goes_first: bool) -> Iterator[None]:
+        """Run a block in the processes that go first, then in the others: they find on disk what was made or mended."""
+        if not goes_first:
             self.wait()
         yield
-        if self._first_on_host:
+        if goes_first:
             self.wait()
 
     def require_same(self, facts: object, what: str) -> None:

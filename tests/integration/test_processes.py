@@ -117,6 +117,22 @@ def test_when_one_process_is_killed_all_end_and_the_checkpoint_is_good(tiny_conf
     assert (config.run_dir / "model").is_dir()
 
 
+TRAIN_AND_SCORE = (
+    "import sys, ragx; c = ragx.load_config(sys.argv[1], [sys.argv[2]]); ragx.finetune(c); ragx.evaluate(c)"
+)
+
+
+def test_hash_seed_and_threads_change_no_prediction(tiny_config, tmp_path):
+    path = tiny_config("causal", finetune={**TRAINING, "epochs": 1})
+    found = []
+    for number, config in enumerate(two_runs(path, tmp_path), start=1):
+        environment = {**os.environ, "PYTHONHASHSEED": str(number), "OMP_NUM_THREADS": str(number)}
+        command = [sys.executable, "-c", TRAIN_AND_SCORE, str(path), f"output_dir={config.output_dir}"]
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=170)
+        found.append((config.run_dir / "eval" / "test.tuned.predictions.jsonl").read_bytes())
+    assert found[0] == found[1] and found[0].count(b"\n") == 4
+
+
 def test_an_error_of_all_is_told_by_each_with_its_number(tiny_config, cli, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -56,8 +56,8 @@ def are_finite(config):
 
 COLLAPSES = {
     "temperature": (
-        {"mode": "dense", "temperature": 5e-4},
-        {"prior_learning_rate": 3.0, "warmup_epochs": 0},
+        {"mode": "dense", "temperature": 0.02},
+        {"prior_learning_rate": 3.0, "warmup_epochs": 0, "learning_rate": 1e-8, "retriever_learning_rate": 1e-8},
         "the prior became flat",
     ),
     "learning rate": ({}, {"learning_rate": 30.0}, "answers became less likely"),
@@ -132,6 +132,17 @@ def test_nan_without_rollback_is_an_error_and_keeps_the_checkpoint(cli, tiny_con
     kept = load_file(run / "training" / "checkpoints" / "last" / "model.safetensors")
     assert kept and all(bool(value.isfinite().all()) for value in kept.values())
     assert not (run / "model").exists()
+
+
+def test_a_model_that_gives_nan_from_the_start_is_refused(cli, tiny_config, tmp_path, monkeypatch):
+    path = tiny_config("t5", finetune=CALM)
+    cli("index", "-q", "-c", path)
+    own = Seq2SeqGenerator.token_log_probs
+    monkeypatch.setattr(Seq2SeqGenerator, "token_log_probs", lambda *a: (own(*a)[0] * torch.nan, own(*a)[1]))
+    done = cli("finetune", "-q", "-c", path)
+    assert done.code == 2
+    assert "before the first step: dev: the loss is not finite; try dtype: float32" in done.err
+    assert not (tmp_path / "runs" / "tiny" / "model").exists()
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(training, monkeypatch):
