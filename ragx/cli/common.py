@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -36,15 +37,21 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def is_first_process() -> bool:
+    """Whether this process is alone, or the first of those that torchrun or accelerate launch started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def start_log(quiet: bool, verbose: bool) -> None:
-    """Send ragx's log to stderr; other libraries only warn."""
+    """Send ragx's log to stderr; other libraries only warn. Of several processes only the first says anything."""
     logging.captureWarnings(not verbose)
     handler = RichHandler(console=stderr(), show_time=False, show_level=False, show_path=False, markup=False)
     handler.setFormatter(_Inert("%(message)s"))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO if verbose else logging.ERROR)
-    logging.getLogger("ragx").setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    own = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logging.getLogger("ragx").setLevel(own if is_first_process() else logging.ERROR)
 
 
 class _Inert(logging.Formatter):

@@ -1,6 +1,6 @@
 """`ragx finetune`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from ragx.cli.common import (
     Overrides,
     Quiet,
     Verbose,
+    is_first_process,
     print_json,
     progress_bar,
     start_log,
@@ -23,7 +24,9 @@ def finetune(
     config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, how long it will take and in how much memory.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -32,11 +35,22 @@ def finetune(
     start_log(quiet, verbose)
     with progress_bar(quiet) as progress:
         done = stages.finetune(load_config(config, overrides or ()), resume=resume, dry_run=dry_run, progress=progress)
+    if not is_first_process():
+        return
     if as_json:
         print_json(done)
     elif dry_run:
-        typer.echo(done["text"])
+        typer.echo(f"{done['text']}\n{_estimate(done)}")
     else:
         typer.echo(
             f"{done['model']}: {done['steps']} steps, best at {done['best_step']}, {done['seconds'] / 60:.1f} min"
         )
+
+
+def _estimate(plan: dict[str, Any]) -> str:
+    seconds = plan["seconds"]
+    return (
+        f"about {seconds['total'] / 60:.1f} min (retriever warm-up at most {seconds['warm_up'] / 60:.1f}, "
+        f"{plan['steps']} steps {seconds['steps'] / 60:.1f}, dev set {seconds['evaluations'] / 60:.1f}) "
+        f"and {plan['memory_bytes'] / 1e9:.1f} GB of memory a process"
+    )

@@ -17,6 +17,7 @@ import typer
 from ragx.artifacts import untrusted
 from ragx.cli.ask import ask
 from ragx.cli.check import check
+from ragx.cli.common import is_first_process
 from ragx.cli.eval import evaluate
 from ragx.cli.export import export
 from ragx.cli.finetune import finetune
@@ -121,8 +122,9 @@ def _interrupted() -> NoReturn:
 
 
 def _fail(message: str, code: int = INPUT) -> NoReturn:
+    speaker = "ragx" if is_first_process() else f"ragx, process {os.environ['RANK']}"
     for line in message.splitlines():
-        sys.stderr.write(f"ragx: {untrusted(line)}\n")
+        sys.stderr.write(f"{speaker}: {untrusted(line)}\n")
     sys.exit(code)
 
 

@@ -242,6 +242,8 @@ class Finetune(Section):
     synthetic_f1: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.5
     patience: Positive = 2
     checkpoint_steps: Positive = 20
+    rollbacks: Annotated[int, Field(ge=0, strict=True)] = 2
+    sample_answers: Annotated[int, Field(ge=0, strict=True)] = 3
     tracker: str | None = None
 
 

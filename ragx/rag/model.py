@@ -19,13 +19,15 @@ PRUNE_BELOW = 0.6
 class Loss:
     """The outcome of one batch of B questions.
 
-    nll: [B] of -log p(y|x) in nats, with gradient; tokens [B] of the answers; retrieval and posterior [B, K] behind it.
+    nll: [B] of -log p(y|x) in nats, with gradient; tokens [B] of the answers; retrieval and posterior [B, K] behind it;
+    kept [B], the share of the passages that carry the wanted posterior mass.
     """
 
     nll: Tensor
     tokens: Tensor
     retrieval: Retrieval
     posterior: Tensor
+    kept: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class RagModel(nn.Module):
 
         With `posterior_mass` below 1, and where that saves work, one pass without graph gives the posterior and with it
         the retriever's exact gradient, p(z|x) - p(z|x,y); the generator is then differentiated only on the passages
-        that hold this share of the posterior, weighted by it.
+        that hold this share of the posterior, weighted by it. Whether that saves work is told by `kept_share`, which a
+        training sets once a step from what was kept in the one before.
         """
         retrieval = self.retriever(questions, k)
         pairs = pairs_of(questions, retrieval)
@@ -67,11 +70,9 @@ class RagModel(nn.Module):
         nll = -log_likelihood(self.marginal, retrieval.log_prior, log_probs, mask)
         weights = self._weights(retrieval.log_prior.detach(), log_probs.detach(), mask)
         kept = _kept(weights.amax(-1), posterior_mass)
-        if torch.is_grad_enabled():  # scoring a dev set must not change how training goes on
-            self.kept_share = float(kept.float().mean())
         if two_passes:
             nll = nll + self._generator_gradient(pairs, ids, weights, kept)
-        return Loss(nll, mask[:, 0].sum(-1), retrieval, self._posterior(weights, mask))
+        return Loss(nll, mask[:, 0].sum(-1), retrieval, self._posterior(weights, mask), kept.float().mean(-1))
 
     @torch.no_grad()
     def answer(

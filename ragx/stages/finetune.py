@@ -9,21 +9,26 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragx.artifacts import fingerprint, lock, new_folder, write_text
 from ragx.config import Config, Lora, dump_config
 from ragx.errors import ArtifactError, DataError
 from ragx.records import Example, Progress, no_progress
-from ragx.stages.models import MODEL_KIND, compute_dtype, generator_folder, open_model
+from ragx.stages.models import MODEL_KIND, compute_device, compute_dtype, generator_folder, open_model
 from ragx.stages.synthetic import synthetic_questions
 
 if TYPE_CHECKING:
     from ragx.rag.generator import Generator
     from ragx.rag.model import RagModel
     from ragx.rag.retriever import Retriever
+    from ragx.training.checkpoints import Position
     from ragx.training.loop import TrainSettings
+    from ragx.training.warmup import Supervised, WarmupSettings
 
 log = logging.getLogger(__name__)
 
@@ -40,40 +45,54 @@ def finetune(
 ) -> dict[str, Any]:
     """Train question encoder and generator on the marginal likelihood and write `model/`; returns what was done.
 
+    Started by torchrun, all processes train together and the first one writes. With `dry_run`: the plan, and an
+    estimate of time and memory from a short measurement.
+
     Raises:
         RagxError: data, index, model or machine are at fault; checkpoints and the former model stay.
     """
     from ragx.training.loop import train
+    from ragx.training.processes import Processes
 
     started = time.monotonic()
-    examples, dev = _training_data(config)
-    synthetic = synthetic_questions(config, examples, dev, dry_run=dry_run, progress=progress)
-    examples = [*examples, *synthetic]
-    model = open_model(config, "base", prepare=_prepare_training)
+    processes = Processes(compute_device(config))
+    progress = progress if processes.is_first else no_progress
+    with processes.before_others(processes.is_first_on_host):  # models are fetched, questions written once
+        examples, dev = _training_data(config)
+        synthetic = synthetic_questions(config, examples, dev, dry_run=dry_run, progress=progress)
+        examples = [*examples, *synthetic]
+        model = open_model(config, "base", prepare=_prepare_training)
     examples = _fitting(examples, model.generator, config)
     settings = _train_settings(config)
     plan = _plan(config, model, examples, dev, settings, synthetic=len(synthetic))
-    log.info("%s", plan["text"])
+    several = f", by {processes.count} processes" if processes.count > 1 else ""
+    log.info("%s%s", plan["text"], several)
     if dry_run:
-        return plan
+        return plan | _estimate(config, model, examples, dev, settings, processes.count)
     folder = config.run_dir / "training"
-    with lock(config.run_dir / ".training.lock", "this model"):
-        going_on = _goes_on(config, plan, resume)
-        write_text(config.run_dir / "config.yaml", dump_config(config))
-        if not going_on:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            _warm_up(config, model, examples, dev, progress)
+    with lock(config.run_dir / ".training.lock", "this model") if processes.is_first else nullcontext():
+        with processes.before_others(processes.is_first):
+            going_on = _goes_on(config, plan, resume)
+        processes.wait()
+        if processes.is_first:
+            write_text(config.run_dir / "config.yaml", dump_config(config))
+            if not going_on:
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                _warm_up(config, model, examples, dev, progress)
         where = {"plan": plan["fingerprint"], "resume": going_on}
-        position = train(model, examples, dev, settings, folder, progress=progress, **where)
+        position = train(model, examples, dev, settings, folder, processes, progress=progress, **where)
         seconds = time.monotonic() - started
-        _write_model(config, model, plan, position.best_nll, seconds)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if processes.is_first:
+            _draw_curves(folder)
+            _write_model(config, model, plan, position, seconds)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return {
         "model": str(config.run_dir / "model"),
         "questions": len(examples),
         "synthetic_questions": len(synthetic),
         "steps": position.step,
-        "best_step": position.best_step or position.step,
+        "best_step": position.step if position.best_nll is None else position.best_step,
+        "rollbacks": position.rollbacks,
         "dev_nll_per_token": position.best_nll,
         "prior": model.retriever.prior.values(),
         "seconds": round(seconds, 1),
@@ -194,9 +213,10 @@ def _plan(
         f"steps of {settings.batch_size} questions in {str(settings.dtype).removeprefix('torch.')}, "
         f"{len(dev)} dev questions after each epoch"
     )
+    index = model.retriever.index
     facts = {
         "config": config.model_dump(mode="json", exclude={"output_dir", "eval", "data", "corpus", "name"}),
-        "index": model.retriever.index.manifest["fingerprint"],
+        "index": index.manifest["fingerprint"],
         "data": [dataclasses.asdict(example) for example in (*examples, *dev)],
         "dtype": str(settings.dtype),
     }
@@ -205,6 +225,8 @@ def _plan(
         "questions": len(examples),
         "synthetic_questions": synthetic,
         "dev_questions": len(dev),
+        "documents": index.manifest["documents"],
+        "passages": index.passages_count,
         "steps": steps,
         "trained_weights": {"question_encoder": encoder, "generator": generator},
         "fingerprint": fingerprint(facts),
@@ -215,18 +237,30 @@ def _warm_up(
     config: Config, model: RagModel, examples: Sequence[Example], dev: Sequence[Example], progress: Progress
 ) -> None:
     """Train the retriever alone first, where there is something to learn from."""
-    from ragx.training.warmup import WarmupSettings, supervise, warm_up
+    from ragx.training.warmup import warm_up
 
-    section = config.finetune
-    epochs = WARMUP_EPOCHS if section.warmup_epochs == "auto" else section.warmup_epochs
-    if not epochs or "question_encoder" not in section.train:
+    lesson = _lesson(config, model, examples, dev)
+    if lesson is None:
         return
-    passages = model.retriever.index.all_passages()
-    train, held_out = supervise(examples, passages), supervise(dev, passages)
+    train, held_out, settings = lesson
     if not train:
         log.warning("no retriever warm-up: no training question has gold documents or an answer found in a passage")
         return
     log.info("retriever warm-up on %d of %d questions against all passages", len(train), len(examples))
+    warm_up(model.retriever, train, held_out, settings, progress)
+
+
+def _lesson(
+    config: Config, model: RagModel, examples: Sequence[Example], dev: Sequence[Example]
+) -> tuple[list[Supervised], list[Supervised], WarmupSettings] | None:
+    """What the retriever's warm-up learns from and how, where one is wanted."""
+    from ragx.training.warmup import WarmupSettings, supervise
+
+    section = config.finetune
+    epochs = WARMUP_EPOCHS if section.warmup_epochs == "auto" else section.warmup_epochs
+    if not epochs or "question_encoder" not in section.train:
+        return None
+    passages = model.retriever.index.all_passages()
     settings = WarmupSettings(
         epochs=epochs,
         batch_size=section.warmup_batch_size,
@@ -236,10 +270,42 @@ def _warm_up(
         max_grad_norm=section.max_grad_norm,
         seed=config.seed,
     )
-    warm_up(model.retriever, train, held_out, settings, progress)
+    return supervise(examples, passages), supervise(dev, passages), settings
 
 
-def _write_model(config: Config, model: RagModel, plan: dict[str, Any], dev_nll: float | None, seconds: float) -> None:
+def _estimate(
+    config: Config,
+    model: RagModel,
+    examples: Sequence[Example],
+    dev: Sequence[Example],
+    settings: TrainSettings,
+    processes: int,
+) -> dict[str, Any]:
+    """Seconds and bytes that the training will take."""
+    from ragx.training.estimate import estimate
+
+    lesson = _lesson(config, model, examples, dev)
+    found = estimate(model, examples, dev, settings, lesson if lesson and lesson[0] else None, processes)
+    phases = {"warm_up": found.warm_up, "steps": found.steps, "evaluations": found.evaluations}
+    return {
+        "seconds": {name: round(value, 1) for name, value in phases.items()} | {"total": round(found.seconds, 1)},
+        "memory_bytes": found.memory,
+    }
+
+
+def _draw_curves(folder: Path) -> None:
+    """training/curves.png, where the extra that draws is installed."""
+    if find_spec("matplotlib") is None:
+        log.info("no %s/curves.png: install ragx[plots] to have it drawn", folder)
+        return
+    from ragx.training.curves import draw
+
+    beside = folder / ".curves.png.tmp"
+    beside.write_bytes(draw(folder / "metrics.jsonl"))
+    beside.replace(folder / "curves.png")
+
+
+def _write_model(config: Config, model: RagModel, plan: dict[str, Any], position: Position, seconds: float) -> None:
     from ragx.models import model_fingerprint
 
     adapter = model.generator.model is not model.generator.base
@@ -252,24 +318,32 @@ def _write_model(config: Config, model: RagModel, plan: dict[str, Any], dev_nll:
         "passage_encoder": model.retriever.index.manifest["encoder"],
         "index": model.retriever.index.manifest["fingerprint"],
         "plan": plan["fingerprint"],
-        "dev_nll_per_token": dev_nll,
+        "dev_nll_per_token": position.best_nll,
     }
     with new_folder(config.run_dir / "model", MODEL_KIND, **facts) as beside:
         model.retriever.encoder.save(beside / "question_encoder")
         model.generator.save(beside / "generator")
-        write_text(beside / "README.md", _model_card(config, plan, facts, seconds))
+        write_text(beside / "README.md", _card(config, plan, facts, position, seconds))
 
 
-def _model_card(config: Config, plan: dict[str, Any], facts: dict[str, object], seconds: float) -> str:
-    nll = "no dev set" if facts["dev_nll_per_token"] is None else f"{facts['dev_nll_per_token']:.3f} nats a token"
-    return f"""# {config.name}: a RAG model tuned with ragx {facts["ragx"]}
+def _card(config: Config, plan: dict[str, Any], facts: dict[str, Any], position: Position, seconds: float) -> str:
+    from ragx.training.card import model_card
 
-{plan["text"]}.
-
-- question encoder: {config.rag.checkpoint or config.encoder.model}
-- generator: {config.rag.checkpoint or config.generator.model}{" (LoRA adapter here)" if facts["adapter"] else ""}
-- marginal: {config.rag.marginal}; retrieval: {config.retrieval.mode}, {config.retrieval.top_k} passages
-- prior: {json.dumps(facts["prior"])}
-- best dev -log p(answer | question): {nll}
-- index {facts["index"]}, training plan {facts["plan"]}, {seconds / 60:.1f} minutes
-"""
+    listed = {
+        "corpus": f"{plan['documents']} documents, {plan['passages']} passages",
+        "questions": f"{plan['questions']} to train on, {plan['dev_questions']} to choose the best weights by",
+        "question encoder": config.rag.checkpoint or config.encoder.model,
+        "generator": f"{config.rag.checkpoint or config.generator.model}{' (LoRA adapter here)' * facts['adapter']}",
+        "prior": json.dumps(facts["prior"]),
+        "weights": f"of step {position.step if position.best_nll is None else position.best_step} of {plan['steps']}",
+        "rollbacks": position.rollbacks,
+        "time": f"{seconds / 60:.1f} minutes",
+        "index": facts["index"],
+        "passage encoder": fingerprint(facts["passage_encoder"]),
+        "training plan": facts["plan"],
+        "ragx": facts["ragx"],
+    }
+    metrics = (config.run_dir / "training" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    looks = [line for line in map(json.loads, metrics) if line["split"] == "dev"]
+    configuration = config.model_dump(mode="json", exclude={"output_dir", "corpus", "data"})
+    return model_card(f"{config.name}: a RAG model tuned with ragx", plan["text"], listed, looks, configuration)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ragx.artifacts import new_folder, read_manifest, recover_folder, write_text
 from ragx.errors import RagxError
+from ragx.training.watch import Monitor
 
 KIND = "ragx checkpoint"
 _REMEDY = "ragx finetune without --resume"
@@ -25,13 +26,17 @@ _REMEDY = "ragx finetune without --resume"
 @dataclass(frozen=True, slots=True)
 class Position:
     """Where training stands: optimizer steps done, the best dev NLL a token and its step, epochs without a better one,
-    and the share of passages that carried the posterior in the last step."""
+    the share of passages that carried the posterior in the last step, how often it went back to its best weights, and
+    what the first steps and the dev set showed at the start."""
 
     step: int = 0
     best_nll: float | None = None
     best_step: int = 0
     bad_epochs: int = 0
     kept_share: float = 1.0
+    rollbacks: int = 0
+    train_start: Monitor | None = None
+    dev_start: Monitor | None = None
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -69,7 +74,12 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None
     if optimizer is not None:
         state: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True)
         optimizer.load_state_dict(state)
-    return manifest["plan"], Position(**manifest["position"])
+    return manifest["plan"], _position(manifest["position"])
+
+
+def _position(facts: dict[str, Any]) -> Position:
+    starts = {name: facts[name] and Monitor(**facts[name]) for name in ("train_start", "dev_start")}
+    return Position(**{**facts, **starts})
 
 
 def plan_of(folder: Path) -> str | None:

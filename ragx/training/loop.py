@@ -1,7 +1,8 @@
 """The joint phase: question encoder and generator together on -log sum_z p(z|x) p(y|x,z).
 
-The loop is plain to read: batch, loss, backward, clip, step, checkpoint. Everything random follows from (seed, step),
-so that a resumed run repeats an uninterrupted one exactly.
+The loop is plain to read: batch, loss, backward, sum over processes, clip, step, look, checkpoint. Everything random
+follows from (seed, step), so that a resumed run repeats an uninterrupted one exactly, and several processes take one
+process's steps.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -20,8 +22,10 @@ from torch import Tensor, nn
 from ragx.errors import ConfigError, RagxError
 from ragx.rag.model import Loss, RagModel
 from ragx.records import Example, Progress
-from ragx.training import checkpoints
+from ragx.training import checkpoints, watch
 from ragx.training.checkpoints import Position
+from ragx.training.processes import Processes
+from ragx.training.watch import Monitor
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,8 @@ class TrainSettings:
     max_grad_norm: float
     patience: int
     checkpoint_steps: int
+    rollbacks: int
+    sample_answers: int
     seed: int
     dtype: torch.dtype
     max_steps: int | None = None
@@ -57,16 +63,9 @@ class TrainSettings:
         """Optimizer steps of one epoch."""
         return math.ceil(questions / self.batch_size)
 
-
-@dataclass(frozen=True, slots=True)
-class Monitor:
-    """What a batch or the dev set showed: nats a token and a question, prior mass on gold documents (0-1), share of
-    retrieved passages that are distinct (0-1)."""
-
-    nll_per_token: float
-    nll: float
-    p_gold: float
-    unique: float
+    def evaluations(self, questions: int) -> int:
+        """Looks at the dev set: before the first step, after every epoch and at the end."""
+        return 1 + math.ceil(self.steps(questions) / self.steps_per_epoch(questions))
 
 
 def train(
@@ -75,6 +74,7 @@ def train(
     dev: Sequence[Example],
     settings: TrainSettings,
     folder: Path,
+    processes: Processes,
     *,
     plan: str,
     resume: bool,
@@ -82,132 +82,302 @@ def train(
 ) -> Position:
     """Train `model` in place and leave it at its best dev NLL (at the end, where there is no dev set).
 
-    Checkpoints go to `folder`/checkpoints, one line a step to `folder`/metrics.jsonl.
+    Checkpoints go to `folder`/checkpoints, one line a step to `folder`/metrics.jsonl, sample answers to
+    `folder`/samples.jsonl. A collapse (`watch.alarm`) brings back the best weights.
 
     Raises:
-        RagxError: the loss is not finite; the last checkpoint stays as it was.
+        RagxError: the loss is not finite and no rollback is left; the last checkpoint stays as it was.
     """
-    accelerator = _accelerator(model, settings, folder)
-    optimizer, schedule = _optimizer(model, settings, settings.steps(len(examples)))
-    last, best = folder / "checkpoints" / "last", folder / "checkpoints" / "best"
-    position = checkpoints.load(last, model, optimizer)[1] if resume else Position()
-    checkpoints.truncate_metrics(folder / "metrics.jsonl", position.step if resume else -1)
-    model.kept_share = position.kept_share
-    schedule.load_state_dict({**schedule.state_dict(), "last_epoch": position.step})
-    per_epoch, total = settings.steps_per_epoch(len(examples)), settings.steps(len(examples))
-    first, started = position.step + 1, time.monotonic()
-    while position.step < total and position.bad_epochs < settings.patience:
-        epoch, offset = divmod(position.step, per_epoch)
-        batch = _batch(examples, settings, epoch, offset)
-        monitor = _step(model, batch, optimizer, accelerator, settings, position.step + 1)
-        schedule.step()
-        position = dataclasses.replace(position, step=position.step + 1, kept_share=model.kept_share)
-        _record(folder, position.step, "train", monitor, accelerator)
-        progress(_status(monitor), position.step, total)
-        if position.step == first:
+    joint = _Joint(model, examples, dev, settings, folder, plan, processes)
+    joint.begin(resume)
+    total, first, started = joint.total, joint.position.step, time.monotonic()
+    while joint.position.step < total and joint.position.bad_epochs < settings.patience:
+        monitor = joint.step()
+        done = joint.position.step
+        if monitor is not None:
+            progress(watch.status(monitor), done, total)
+        if done == first + 1:
             seconds = time.monotonic() - started
-            log.info("a step takes %.1f s: about %.0f min to the end", seconds, seconds * (total - first + 1) / 60)
-        end_of_epoch = offset == per_epoch - 1 or position.step == total
-        if end_of_epoch:
-            position = _end_epoch(model, dev, settings, position, best, folder, plan, accelerator)
-        if end_of_epoch or position.step % settings.checkpoint_steps == 0:
-            checkpoints.save(last, plan, model, position, optimizer)
-    if position.best_nll is not None:
-        checkpoints.load(best, model)
-    accelerator.end_training()
-    return position
+            log.info("a step takes %.1f s: about %.0f min to the end", seconds, joint.left(seconds) / 60)
+        if joint.at_end_of_epoch or done % settings.checkpoint_steps == 0:
+            joint.look()
+        if joint.at_end_of_epoch and done < total:
+            seconds = (time.monotonic() - started) / (done - first)
+            log.info("step %d of %d: about %.0f min left", done, total, seconds * (total - done) / 60)
+    joint.end()
+    return joint.position
 
 
-def _step(
-    model: RagModel,
-    batch: Sequence[Example],
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    settings: TrainSettings,
-    step: int,
-) -> Monitor:
-    """One optimizer step on a batch: the mean over its questions of -log p(y|x), micro-batch by micro-batch."""
-    torch.manual_seed(settings.seed * 1_000_003 + step)
-    optimizer.zero_grad()
-    losses: list[Loss] = []
-    for start in range(0, len(batch), settings.micro_batch_size):
-        part = batch[start : start + settings.micro_batch_size]
-        loss = _forward(model, part, settings)
-        _refuse_nan(loss.nll, part, step)
-        accelerator.backward(loss.nll.sum() / len(batch))
-        losses.append(loss)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
-    _refuse_nan(norm, batch, step)
-    optimizer.step()
-    return monitor_of(losses, batch)
+class _Joint:
+    """A joint phase under way: model, optimizer, schedule, position, and what the steps since the last look showed."""
+
+    def __init__(
+        self,
+        model: RagModel,
+        examples: Sequence[Example],
+        dev: Sequence[Example],
+        settings: TrainSettings,
+        folder: Path,
+        plan: str,
+        processes: Processes,
+    ) -> None:
+        self.model, self.examples, self.dev, self.settings = model, examples, dev, settings
+        self.folder, self.plan, self.processes = folder, plan, processes
+        self.total = settings.steps(len(examples))
+        self.optimizer, self.schedule = optimizer_of(model, settings, self.total)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.position = Position()
+        self.tracker = _tracker(model, settings, folder) if settings.tracker else None
+        self._last, self._best = (folder / "checkpoints" / name for name in ("last", "best"))
+        self._recent: list[Monitor] = []
+        self._at_once = settings.micro_batch_size
+        self._dev_seconds = 0.0
+
+    @property
+    def at_end_of_epoch(self) -> bool:
+        """Whether the last step ended an epoch or the training."""
+        return (
+            self.position.step % self.settings.steps_per_epoch(len(self.examples)) == 0
+            or self.position.step == self.total
+        )
+
+    def left(self, seconds: float) -> float:
+        """Seconds to the end when a step takes `seconds`."""
+        looks = self.settings.evaluations(len(self.examples)) - 1
+        return seconds * (self.total - self.position.step) + looks * self._dev_seconds
+
+    def begin(self, resume: bool) -> None:
+        """Take up the last checkpoint, or score the start: what training is compared with, and falls back to."""
+        if resume:
+            self.position = self._load(self._last, self.optimizer)
+            self._schedule_from(self.position)
+        self.model.kept_share = self.position.kept_share
+        facts = [self.plan, dataclasses.asdict(self.position)]
+        self.processes.require_same(facts, "configuration, data or checkpoints")
+        self.processes.copy_from_first(checkpoints.trainable(self.model).values())
+        if self.processes.is_first:
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                checkpoints.truncate_metrics(self.folder / name, self.position.step if resume else -1)
+        if not resume:
+            if (problem := self._score_dev()) is not None:
+                raise RagxError(f"before the first step: {problem}; try dtype: float32, or another generator.model")
+            self._save(self._last)
+
+    def step(self) -> Monitor | None:
+        """One optimizer step on the next batch; None where it was not finite and the best weights came back instead."""
+        epoch, offset = divmod(self.position.step, self.settings.steps_per_epoch(len(self.examples)))
+        batch = batch_of(self.examples, self.settings, epoch, offset)
+        table = self._gradients(batch)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        step = self.position.step + 1
+        broken = [
+            example.id for example, nll in zip(batch, table[:, 0].tolist(), strict=True) if not math.isfinite(nll)
+        ]
+        if broken or not torch.isfinite(norm):
+            what = "loss" if broken else "gradient"
+            self.optimizer.zero_grad()
+            self.position = dataclasses.replace(self.position, step=step)
+            ids = ", ".join(broken or [example.id for example in batch])
+            self._roll_back(f"the {what} is not finite (questions {ids})", fatal=True)
+            return None
+        self.optimizer.step()
+        self.schedule.step()
+        monitor = watch.monitor_of(table)
+        self.model.kept_share = monitor.kept
+        self.position = dataclasses.replace(self.position, step=step, kept_share=monitor.kept)
+        self._recent.append(monitor)
+        self._record("train", monitor)
+        return monitor
+
+    def _gradients(self, batch: Sequence[Example]) -> Tensor:
+        """Gradients of the mean over the batch of -log p(y|x), equal in all processes; returns `watch.rows_of` it."""
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.position.step + 1)
+        parts = self.processes.share(cut(len(batch), self.settings.micro_batch_size, self.processes.count))
+        computed: list[tuple[range, Tensor]] | None = None
+        while computed is None:
+            self.optimizer.zero_grad()
+            try:
+                computed = [self._backward(batch, piece) for part in parts for piece in _pieces(part, self._at_once)]
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                self._at_once = _fewer(self._at_once, error)
+        table = self.processes.table(len(batch), watch.FIXED_COLUMNS + self.settings.top_k, computed)
+        self.processes.sum_gradients(self.parameters)
+        return table
+
+    def _backward(self, batch: Sequence[Example], rows: range) -> tuple[range, Tensor]:
+        part = batch[rows.start : rows.stop]
+        loss = forward(self.model, part, self.settings)
+        torch.autograd.backward(loss.nll.sum() / len(batch))
+        return rows, watch.rows_of(loss, part)
+
+    def look(self) -> None:
+        """Judge the steps since the last look, and the dev set at the end of an epoch; then write a checkpoint."""
+        problem = None
+        if self._recent:
+            now, self._recent = watch.mean(self._recent), []
+            if self.position.train_start is None:
+                self.position = dataclasses.replace(self.position, train_start=now)
+            else:
+                problem = watch.alarm(self.position.train_start, now, self.settings.top_k)
+        if problem is None and self.at_end_of_epoch:
+            problem = self._score_dev()
+        if problem is not None:
+            self._roll_back(problem)
+        self._save(self._last)
+
+    def _score_dev(self) -> str | None:
+        """Score the dev set and keep the weights when they are its best so far; returns what has collapsed."""
+        if not self.dev:
+            return None
+        started = time.monotonic()
+        monitor = dev_monitor(self.model, self.dev, self.settings, self.processes)
+        self._dev_seconds = time.monotonic() - started
+        if math.isfinite(monitor.nll):
+            self._record("dev", monitor)
+        log.info("step %d: dev %s", self.position.step, watch.status(monitor))
+        start = self.position.dev_start or monitor
+        self.position = dataclasses.replace(self.position, dev_start=start)
+        problem = watch.alarm(start, monitor, self.settings.top_k)
+        if problem is not None:
+            return f"dev: {problem}"
+        if self.position.best_nll is not None and monitor.nll_per_token >= self.position.best_nll:
+            self.position = dataclasses.replace(self.position, bad_epochs=self.position.bad_epochs + 1)
+        else:
+            now, nll = self.position, monitor.nll_per_token
+            self.position = dataclasses.replace(now, best_nll=nll, best_step=now.step, bad_epochs=0)
+            self._save(self._best)
+        self._show_answers()
+        return None
+
+    def _roll_back(self, problem: str, *, fatal: bool = False) -> None:
+        """Bring back the best weights (the last checkpoint's, without a dev set) and halve the learning rates; when no
+        rollback is left, end with these weights, or with an error where the fault is `fatal`."""
+        left = self.settings.rollbacks - self.position.rollbacks
+        if not left and fatal:
+            raise RagxError(
+                f"step {self.position.step}: {problem}; the last checkpoint is kept: lower finetune.learning_rate, "
+                "or look at these questions, then run ragx finetune again"
+            )
+        folder = self._best if self.position.best_nll is not None else self._last
+        back = self._load(folder)
+        self.model.kept_share = back.kept_share
+        self.optimizer.state.clear()
+        self._recent = []
+        self.position = dataclasses.replace(
+            self.position,
+            kept_share=back.kept_share,
+            rollbacks=self.position.rollbacks + bool(left),
+            bad_epochs=self.position.bad_epochs if left else self.settings.patience,
+        )
+        self._schedule_from(self.position)
+        then = "at half the learning rates" if left else "and the training ends with them"
+        log.warning("step %d: %s; back to the weights of step %d, %s", self.position.step, problem, back.step, then)
+
+    def _schedule_from(self, position: Position) -> None:
+        """Put the schedule at a position, its learning rates halved at every rollback before it."""
+        self.schedule.base_lrs = [
+            group["initial_lr"] * 0.5**position.rollbacks for group in self.optimizer.param_groups
+        ]
+        self.schedule.last_epoch = position.step
+        rates = [
+            base * factor(position.step)
+            for base, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _load(self, folder: Path, optimizer: torch.optim.Optimizer | None = None) -> Position:
+        """Load a checkpoint in all processes, none of which goes on before all have read it."""
+        with self.processes.before_others(self.processes.is_first):
+            position = checkpoints.load(folder, self.model, optimizer)[1]
+        self.processes.wait()
+        return position
+
+    def _save(self, folder: Path) -> None:
+        if self.processes.is_first:
+            optimizer = self.optimizer if folder == self._last else None
+            checkpoints.save(folder, self.plan, self.model, self.position, optimizer)
+
+    def _record(self, split: str, monitor: Monitor) -> None:
+        """Append one line to metrics.jsonl, and to the tracker when there is one."""
+        values = dataclasses.asdict(monitor)
+        if self.processes.is_first:
+            _append(self.folder / "metrics.jsonl", {"step": self.position.step, "split": split, **values})
+        if self.tracker is not None:
+            self.tracker.log({f"{split}/{name}": value for name, value in values.items()}, step=self.position.step)
+
+    def _show_answers(self) -> None:
+        """Log what the model answers to the first dev questions, and write it to samples.jsonl."""
+        shown = self.dev[: self.settings.sample_answers]
+        if not shown or not self.processes.is_first:
+            return
+        with _autocast(self.model, self.settings):
+            found = self.model.answer([e.question for e in shown], decoding="thorough", num_beams=1)
+        for example, decoded in zip(shown, found.decoded, strict=True):
+            log.info("  %s -> %r (%r)", example.question, decoded.text, example.answers[0])
+            row = {"step": self.position.step, "id": example.id, "question": example.question, "answer": decoded.text}
+            _append(self.folder / "samples.jsonl", {**row, "reference": example.answers[0]})
+
+    def end(self) -> None:
+        """Leave the model at its best, in all processes."""
+        if self.position.best_nll is not None:
+            self._load(self._best)
+        if self.tracker is not None:
+            self.tracker.end_training()
 
 
-def _forward(model: RagModel, part: Sequence[Example], settings: TrainSettings) -> Loss:
-    device = model.generator.device.type
-    with torch.autocast(device, settings.dtype, enabled=settings.dtype != torch.float32):
+def forward(model: RagModel, part: Sequence[Example], settings: TrainSettings) -> Loss:
+    """The loss of some questions on their first answers, in the dtype of the settings."""
+    with _autocast(model, settings):
         questions, answers = [e.question for e in part], [e.answers[0] for e in part]
         loss: Loss = model(questions, answers, settings.top_k, settings.posterior_mass)
         return loss
 
 
 @torch.no_grad()
-def dev_monitor(model: RagModel, dev: Sequence[Example], settings: TrainSettings) -> Monitor:
-    """The monitor over a whole dev set."""
+def dev_monitor(model: RagModel, dev: Sequence[Example], settings: TrainSettings, processes: Processes) -> Monitor:
+    """The monitor over a whole dev set, the same in all processes."""
     size = settings.micro_batch_size
-    losses = [_forward(model, dev[start : start + size], settings) for start in range(0, len(dev), size)]
-    return monitor_of(losses, dev)
+    parts = [range(start, min(start + size, len(dev))) for start in range(0, len(dev), size)]
+    computed = []
+    for rows in processes.share(parts):
+        part = dev[rows.start : rows.stop]
+        computed.append((rows, watch.rows_of(forward(model, part, settings), part)))
+    return watch.monitor_of(processes.table(len(dev), watch.FIXED_COLUMNS + settings.top_k, computed))
 
 
-def monitor_of(losses: Sequence[Loss], batch: Sequence[Example]) -> Monitor:
-    """Summarise the losses of consecutive parts of a batch."""
-    nll = torch.cat([loss.nll.detach() for loss in losses])
-    tokens = torch.cat([loss.tokens for loss in losses])
-    rows = [row for loss in losses for row in loss.retrieval.passages]
-    priors = torch.cat([loss.retrieval.log_prior.detach().exp() for loss in losses])
-    gold = [[p.document_id in example.doc_ids for p in row] for example, row in zip(batch, rows, strict=True)]
-    numbers = [passage.number for row in rows for passage in row]
-    return Monitor(
-        nll_per_token=float(nll.sum() / tokens.sum()),
-        nll=float(nll.mean()),
-        p_gold=float((priors.cpu() * torch.tensor(gold)).sum(-1).mean()),
-        unique=len(set(numbers)) / len(numbers),
-    )
-
-
-def _end_epoch(
-    model: RagModel,
-    dev: Sequence[Example],
-    settings: TrainSettings,
-    position: Position,
-    best: Path,
-    folder: Path,
-    plan: str,
-    accelerator: Accelerator,
-) -> Position:
-    """Score the dev set; keep the weights when it is the best so far."""
-    if not dev:
-        return position
-    monitor = dev_monitor(model, dev, settings)
-    _record(folder, position.step, "dev", monitor, accelerator)
-    log.info("step %d: dev %s", position.step, _status(monitor))
-    if position.best_nll is not None and monitor.nll_per_token >= position.best_nll:
-        return dataclasses.replace(position, bad_epochs=position.bad_epochs + 1)
-    position = dataclasses.replace(position, best_nll=monitor.nll_per_token, best_step=position.step, bad_epochs=0)
-    checkpoints.save(best, plan, model, position)
-    return position
-
-
-def _batch(examples: Sequence[Example], settings: TrainSettings, epoch: int, offset: int) -> list[Example]:
+def batch_of(examples: Sequence[Example], settings: TrainSettings, epoch: int, offset: int) -> list[Example]:
     """Batch number `offset` of an epoch, whose order follows from the seed alone."""
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
     order = torch.randperm(len(examples), generator=generator).tolist()
     return [examples[row] for row in order[offset * settings.batch_size : (offset + 1) * settings.batch_size]]
 
 
-def _optimizer(
+def cut(questions: int, most: int, processes: int) -> list[range]:
+    """Parts of a batch with at most `most` questions each, of like size, as many for each process where possible."""
+    count = min(questions, processes * math.ceil(questions / (processes * most)))
+    edges = [questions * part // count for part in range(count + 1)]
+    return [range(start, stop) for start, stop in pairwise(edges)]
+
+
+def _pieces(part: range, most: int) -> list[range]:
+    return [part[start : start + most] for start in range(0, len(part), most)]
+
+
+def _fewer(at_once: int, error: BaseException) -> int:
+    """How many questions to try at once after memory ran out."""
+    if at_once == 1:
+        raise RagxError(
+            "out of memory with one question at once; say finetune.gradient_checkpointing: true, "
+            "or lower finetune.top_k or generator.max_input_tokens"
+        ) from error
+    log.warning("out of memory with %d questions at once; going on with %d", at_once, at_once // 2)
+    return at_once // 2
+
+
+def optimizer_of(
     model: RagModel, settings: TrainSettings, total: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW with one group a part and none of its decay on biases, norms and the prior; linear warm-up and decay."""
     groups: list[dict[str, object]] = []
     parts: list[tuple[nn.Module, float, float]] = [
@@ -229,38 +399,24 @@ def _optimizer(
     return optimizer, schedule
 
 
-def _accelerator(model: RagModel, settings: TrainSettings, folder: Path) -> Accelerator:
+def _tracker(model: RagModel, settings: TrainSettings, folder: Path) -> Accelerator:
     on_cpu = model.generator.device.type == "cpu"
     try:
-        accelerator = Accelerator(cpu=on_cpu, log_with=settings.tracker, project_dir=str(folder))
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", log_with=settings.tracker, project_dir=str(folder))
     except ValueError as error:
         raise ConfigError(f"finetune.tracker: {error}") from error
-    if settings.tracker and not accelerator.log_with:
+    if not accelerator.log_with:
         raise ConfigError(f"finetune.tracker: {settings.tracker} is not installed; pip install {settings.tracker}")
-    if accelerator.num_processes > 1:
-        raise RagxError("finetune runs in one process for now; start it without torchrun or accelerate launch")
-    if settings.tracker:
-        accelerator.init_trackers("ragx")
+    accelerator.init_trackers("ragx")
     return accelerator
 
 
-def _record(folder: Path, step: int, split: str, monitor: Monitor, accelerator: Accelerator) -> None:
-    """Append one line to metrics.jsonl, and to the tracker when there is one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    values = dataclasses.asdict(monitor)
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-    accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+def _autocast(model: RagModel, settings: TrainSettings) -> torch.autocast:
+    device = model.generator.device.type
+    return torch.autocast(device, settings.dtype, enabled=settings.dtype != torch.float32)
 
 
-def _status(monitor: Monitor) -> str:
-    return f"nll/token {monitor.nll_per_token:.3f}, P(gold) {monitor.p_gold:.2f}, unique passages {monitor.unique:.2f}"
-
-
-def _refuse_nan(values: Tensor, batch: Sequence[Example], step: int) -> None:
-    if not torch.isfinite(values).all():
-        ids = ", ".join(example.id for example in batch)
-        raise RagxError(
-            f"the loss at step {step} is not finite (questions {ids}); the last checkpoint is kept: "
-            "lower finetune.learning_rate, then run ragx finetune again"
-        )
+def _append(path: Path, record: dict[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -81,7 +81,7 @@ def warm_up(
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed + epoch)).tolist()
         for start in range(0, len(order), settings.batch_size):
             batch = [train[row] for row in order[start : start + settings.batch_size]]
-            loss = _losses(retriever, batch).mean()
+            loss = retriever_loss(retriever, batch).mean()
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_([*encoder, *prior], settings.max_grad_norm)
@@ -104,11 +104,11 @@ def warm_up(
 @torch.no_grad()
 def corpus_nll(retriever: Retriever, questions: Sequence[Supervised], batch_size: int = 32) -> float:
     """The mean of -log p(a gold passage | question) in nats; 0 when there are no questions."""
-    losses = [_losses(retriever, questions[i : i + batch_size]) for i in range(0, len(questions), batch_size)]
+    losses = [retriever_loss(retriever, questions[i : i + batch_size]) for i in range(0, len(questions), batch_size)]
     return float(torch.cat(losses).mean()) if losses else 0.0
 
 
-def _losses(retriever: Retriever, batch: Sequence[Supervised]) -> Tensor:
+def retriever_loss(retriever: Retriever, batch: Sequence[Supervised]) -> Tensor:
     """-log sum over the right passages of p(z|x), [B]."""
     texts = [item.example.question for item in batch]
     queries = None if retriever.settings.mode == "lexical" else retriever.encoder.forward(texts)

@@ -197,8 +197,18 @@ def test_finetune_dry_run_trains_nothing(cli, indexed, standing):
     config, before = indexed(), standing()
     done = cli("finetune", "--dry-run", "-c", config)
     assert done.code == 0
-    (line,) = lines(done.out)
-    assert "on 12 questions with 2 passages each: 1 epochs, 3 steps of 4 questions in float32, 4 dev questions" in line
+    plan, estimate = lines(done.out)
+    assert "on 12 questions with 2 passages each: 1 epochs, 3 steps of 4 questions in float32, 4 dev questions" in plan
+    assert re.fullmatch(
+        r"about [\d.]+ min \(retriever warm-up at most [\d.]+, 3 steps [\d.]+, dev set [\d.]+\) "
+        r"and [\d.]+ GB of memory a process",
+        estimate,
+    )
+    assert standing() == before
+    found = json.loads(cli("finetune", "--dry-run", "--json", "-c", config).out)
+    phases = [found["seconds"][name] for name in ("warm_up", "steps", "evaluations")]
+    assert found["seconds"]["total"] == pytest.approx(sum(phases), abs=0.2)
+    assert found["memory_bytes"] > 50_000_000  # torch alone takes more
     assert standing() == before
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -15,12 +16,19 @@ def _environment():
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def _command(processes):
+    """What starts ragx in one process, or in several that torchrun joins."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *(several if processes > 1 else []), "-m", "ragx"]
+
+
 @pytest.fixture
 def ragx():
-    """ragx("index", "-c", path): the command line in a process of its own, finished; its output on failure."""
+    """ragx("index", "-c", path): the command line in a process of its own (with processes=2, in two that torchrun
+    starts), finished; its output on failure."""
 
-    def run(*arguments):
-        command = [sys.executable, "-m", "ragx", *map(str, arguments)]
+    def run(*arguments, processes=1):
+        command = [*_command(processes), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(), timeout=170, check=False)
         assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -28,14 +36,26 @@ def ragx():
     return run
 
 
+def _kill(process):
+    """A process and those it started, which for torchrun live in sessions of their own."""
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        one.kill()
+    process.communicate()
+
+
 @pytest.fixture
 def kill_when():
-    """kill_when(condition, "index", "-c", path): start the command, SIGKILL it once `condition()` holds."""
+    """kill_when(condition, "index", "-c", path): start the command, SIGKILL it once `condition()` holds; of several
+    processes all at once, as when a machine goes down."""
 
-    def run(condition, *arguments):
-        command = [sys.executable, "-m", "ragx", *map(str, arguments)]
+    def run(condition, *arguments, processes=1):
+        command = [*_command(processes), *map(str, arguments)]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_environment(),
         )
         try:
             limit = time.monotonic() + 120
@@ -43,12 +63,10 @@ def kill_when():
                 assert process.poll() is None, f"it ended before it could be killed: {process.communicate()}"
                 assert time.monotonic() < limit, "the moment to kill it never came"
                 time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+            _kill(process)
         finally:
             if process.poll() is None:
-                process.kill()
-                process.communicate()
+                _kill(process)
         assert process.returncode == -signal.SIGKILL
 
     return run

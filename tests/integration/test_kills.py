@@ -61,10 +61,10 @@ def test_training_killed_and_resumed_equals_an_uninterrupted_one(tiny_config, tm
     last = killed.run_dir / "training" / "checkpoints" / "last" / "manifest.json"
     arguments = ["finetune", "-c", path, "--set", f"output_dir={tmp_path / 'killed'}"]
     kill_when(lambda: len(lines_of(metrics)) >= 6 and last.is_file(), *arguments)
-    assert 6 <= len(lines_of(metrics)) < 24 + 8 and not (killed.run_dir / "model").exists()
+    assert 6 <= len(lines_of(metrics)) < 24 + 9 and not (killed.run_dir / "model").exists()
     ragx(*arguments, "--resume")
     finetune(whole)
-    assert len(lines_of(metrics)) == 24 + 8
+    assert len(lines_of(metrics)) == 24 + 9
     assert_same_training(killed, whole)
 
 

@@ -6,13 +6,14 @@ another order (and other padding), 1e-4 of the largest entry of a tensor.
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from ragx import stages
 from ragx.config import load_config
 from ragx.corpus.questions import read_examples
 from ragx.stages.models import open_model
-from ragx.training.loop import TrainSettings, _step
+from ragx.training import watch
+from ragx.training.loop import TrainSettings, _Joint
+from ragx.training.processes import Processes
 
 
 def settings(micro_batch_size, posterior_mass):
@@ -30,23 +31,32 @@ def settings(micro_batch_size, posterior_mass):
         max_grad_norm=1e9,
         patience=1,
         checkpoint_steps=1,
+        rollbacks=0,
+        sample_answers=0,
         seed=3,
         dtype=torch.float32,
     )
 
 
+def gradients(model, batch, micro, folder):
+    """What the loop leaves before the optimizer's step: gradients by name, and the monitor of the batch."""
+    joint = _Joint(model, batch, [], settings(micro, 1.0), folder, "", Processes("cpu"))
+    monitor = watch.monitor_of(joint._gradients(batch))
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, monitor
+
+
 @pytest.mark.parametrize("marginal", ["sequence", "token"])
 @pytest.mark.parametrize("kind", ["causal", "t5", "bart"])
-def test_equal_gradients(kind, marginal, tiny_config, tiny_corpus):
+def test_equal_gradients(kind, marginal, tiny_config, tiny_corpus, tmp_path):
     config = load_config(tiny_config(kind, rag={"marginal": marginal}))
     stages.build_index(config)
     model = open_model(config, "base")
     batch = read_examples(tiny_corpus.train)[:5]
-    still = torch.optim.SGD(model.parameters(), lr=0.0)
     found, monitors = [], []
     for micro in (5, 1, 2):  # the last of 2, 2 and 1 questions: a mean of means would weigh them unequally
-        monitors.append(_step(model, batch, still, Accelerator(cpu=True), settings(micro, 1.0), 1))
-        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        part, monitor = gradients(model, batch, micro, tmp_path)
+        found.append(part)
+        monitors.append(monitor)
     whole = found[0]
     assert any(value.abs().max() > 1e-4 for value in whole.values())
     for parts, monitor in zip(found[1:], monitors[1:], strict=True):
@@ -58,14 +68,12 @@ def test_equal_gradients(kind, marginal, tiny_config, tiny_corpus):
         assert monitor.nll_per_token == pytest.approx(monitors[0].nll_per_token, rel=1e-5)
 
 
-def test_the_step_is_the_mean_over_questions(tiny_config, tiny_corpus):
+def test_the_step_is_the_mean_over_questions(tiny_config, tiny_corpus, tmp_path):
     config = load_config(tiny_config("bart"))
     stages.build_index(config)
     model = open_model(config, "base")
     batch = read_examples(tiny_corpus.train)[:5]
-    still = torch.optim.SGD(model.parameters(), lr=0.0)
-    _step(model, batch, still, Accelerator(cpu=True), settings(2, 1.0), 1)
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    found, _ = gradients(model, batch, 2, tmp_path)
     model.zero_grad(set_to_none=True)
     (model([e.question for e in batch], [e.answers[0] for e in batch], 3).nll.mean()).backward()
     for name, value in found.items():

@@ -20,7 +20,8 @@ index index.encoder index.vectors index.kinds index.words index.bm25 index.tfidf
 index.passages index.shards index.build index.cluster index.store index.hf_dataset
 rag rag.marginal rag.retriever
 rag.prompts rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.decoding rag.model rag.interop
-training training.checkpoints training.synthetic training.warmup training.loop
+training training.processes training.watch training.checkpoints training.synthetic training.warmup
+training.loop training.estimate training.curves training.card
 evaluation evaluation.text evaluation.statistic evaluation.matching evaluation.overlap evaluation.ranking
 evaluation.calibration evaluation.metrics evaluation.significance evaluation.gates evaluation.predictions
 evaluation.cache evaluation.why evaluation.predict evaluation.report evaluation.plots
@@ -50,7 +51,7 @@ HOMES = {
     "sacrebleu": ("evaluation.overlap",),
     "junitparser": ("evaluation.as_junit",),
     "jinja2": ("evaluation.as_html", "rag.prompts"),
-    "matplotlib": ("evaluation.plots",),
+    "matplotlib": ("evaluation.plots", "training.curves"),
     "scipy": ("evaluation.significance", "index.tfidf"),
     "sklearn": ("index.tfidf",),
     "ray": ("index.cluster",),

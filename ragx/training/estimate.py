@@ -1,0 +1,122 @@
+"""What a training will take, from a short measurement on questions of its own: one part of a batch each way.
+
+How many passages the generator is differentiated on depends on a posterior that training changes. It is measured
+untrained; where a warm-up comes first, it is taken to leave at most `KEPT_AFTER_WARMUP` of them.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ragx.rag.model import PRUNE_BELOW, RagModel
+from ragx.records import Example
+from ragx.training.loop import TrainSettings, batch_of, cut, forward
+from ragx.training.warmup import Supervised, WarmupSettings, corpus_nll, retriever_loss
+
+KEPT_AFTER_WARMUP = 0.5
+REPEATS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds of each phase, and peak bytes of memory of a process (of the GPU, where there is one)."""
+
+    warm_up: float
+    steps: float
+    evaluations: float
+    memory: int
+
+    @property
+    def seconds(self) -> float:
+        """All phases together."""
+        return self.warm_up + self.steps + self.evaluations
+
+
+def estimate(
+    model: RagModel,
+    examples: Sequence[Example],
+    dev: Sequence[Example],
+    settings: TrainSettings,
+    warm_up: tuple[Sequence[Supervised], Sequence[Supervised], WarmupSettings] | None,
+    processes: int,
+) -> Estimate:
+    """Measure one part of the first batch and scale it to the whole training; the model keeps its weights."""
+    batch = batch_of(examples, settings, 0, 0)
+    part = max(cut(len(batch), settings.micro_batch_size, processes), key=len)
+    sample = batch[part.start : part.stop]
+    _training_pass(model, sample, settings)  # the first pass of a process is slower
+    kept, model.kept_share = model.kept_share, 1.0
+    one = _seconds(lambda: _training_pass(model, sample, settings))
+    share = float(_score(model, sample, settings))
+    model.kept_share = 0.0
+    two = _seconds(lambda: _training_pass(model, sample, settings))
+    model.kept_share = kept
+    scored = _seconds(lambda: _score(model, sample, settings))
+    likely = min(share, KEPT_AFTER_WARMUP) if warm_up else share
+    prunes = settings.posterior_mass < 1 and likely < PRUNE_BELOW
+    passes = scored + (two - scored) * likely / share if prunes else one
+    steps, looks = settings.steps(len(examples)), settings.evaluations(len(examples)) if dev else 0
+    shown = dev[: settings.sample_answers]
+    return Estimate(
+        warm_up=0.0 if warm_up is None else _warm_up_seconds(model, *warm_up),
+        steps=steps * passes * len(batch) / len(sample) / processes,
+        evaluations=looks * (scored * len(dev) / len(sample) / processes + (_answering(model, shown, settings))),
+        memory=_peak(model) + 8 * sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )
+
+
+def _training_pass(model: RagModel, sample: Sequence[Example], settings: TrainSettings) -> None:
+    torch.autograd.backward(forward(model, sample, settings).nll.sum())
+    model.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def _score(model: RagModel, sample: Sequence[Example], settings: TrainSettings) -> float:
+    return float(forward(model, sample, settings).kept.mean())
+
+
+def _answering(model: RagModel, shown: Sequence[Example], settings: TrainSettings) -> float:
+    if not shown:
+        return 0.0
+    with torch.autocast(model.generator.device.type, settings.dtype, enabled=settings.dtype != torch.float32):
+        questions = [example.question for example in shown]
+        return _seconds(lambda: model.answer(questions, decoding="thorough", num_beams=1), repeats=1)
+
+
+def _warm_up_seconds(
+    model: RagModel, train: Sequence[Supervised], dev: Sequence[Supervised], settings: WarmupSettings
+) -> float:
+    """Seconds of the longest warm-up; the dev loss may end it sooner."""
+    batch = train[: settings.batch_size]
+
+    def step() -> None:
+        torch.autograd.backward(retriever_loss(model.retriever, batch).mean())
+        model.zero_grad(set_to_none=True)
+
+    step()
+    a_step = _seconds(step)
+    a_look = _seconds(lambda: corpus_nll(model.retriever, dev[:32])) * len(dev) / max(1, len(dev[:32]))
+    per_epoch = -(-len(train) // settings.batch_size)
+    return settings.epochs * (per_epoch * a_step + a_look) + a_look
+
+
+def _seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
+    """The mean time of a run."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.monotonic()
+    for _ in range(repeats):
+        run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.monotonic() - started) / repeats
+
+
+def _peak(model: RagModel) -> int:
+    if model.generator.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
