@@ -18,7 +18,6 @@ from ragx.training.loop import TrainSettings, batch_of, cut, forward
 from ragx.training.warmup import Supervised, WarmupSettings, corpus_nll, retriever_loss
 
 KEPT_AFTER_WARMUP = 0.5
-REPEATS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +50,12 @@ def estimate(
     _training_pass(model, sample, settings)  # the first pass of a process is slower
     kept, model.kept_share = model.kept_share, 1.0
     one = _seconds(lambda: _training_pass(model, sample, settings))
-    share = float(_score(model, sample, settings))
     model.kept_share = 0.0
     two = _seconds(lambda: _training_pass(model, sample, settings))
     model.kept_share = kept
-    scored = _seconds(lambda: _score(model, sample, settings))
+    shares: list[float] = []
+    scored = _seconds(lambda: shares.append(_score(model, sample, settings)))
+    share = shares[0]
     likely = min(share, KEPT_AFTER_WARMUP) if warm_up else share
     prunes = settings.posterior_mass < 1 and likely < PRUNE_BELOW
     passes = scored + (two - scored) * likely / share if prunes else one
@@ -84,7 +84,7 @@ def _answering(model: RagModel, shown: Sequence[Example], settings: TrainSetting
         return 0.0
     with torch.autocast(model.generator.device.type, settings.dtype, enabled=settings.dtype != torch.float32):
         questions = [example.question for example in shown]
-        return _seconds(lambda: model.answer(questions, decoding="thorough", num_beams=1), repeats=1)
+        return _seconds(lambda: model.answer(questions, decoding="thorough", num_beams=1))
 
 
 def _warm_up_seconds(
@@ -104,16 +104,15 @@ def _warm_up_seconds(
     return settings.epochs * (per_epoch * a_step + a_look) + a_look
 
 
-def _seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
-    """The mean time of a run."""
+def _seconds(run: Callable[[], object]) -> float:
+    """The time of a run."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     started = time.monotonic()
-    for _ in range(repeats):
-        run()
+    run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.monotonic() - started) / repeats
+    return time.monotonic() - started
 
 
 def _peak(model: RagModel) -> int:
