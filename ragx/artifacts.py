@@ -208,8 +208,8 @@ def _check_file(path: Path, size: int, sha256: str, remedy: str) -> None:
 
 
 @contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
-    """Hold the only right to write at `path`.
+def lock(path: Path, what: str, *, wait_seconds: float = 0) -> Iterator[None]:
+    """Hold the only right to write at `path`, after waiting for it at most `wait_seconds`.
 
     Raises:
         ArtifactError: another process holds it; the message names its process id.
@@ -217,7 +217,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = path.with_suffix(".owner")
     try:
-        with FileLock(path, timeout=0):
+        with FileLock(path, timeout=wait_seconds):
             owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
             yield
             owner.unlink(missing_ok=True)

