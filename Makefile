@@ -24,12 +24,12 @@ check: .venv/ready  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check ragx tests benchmarks
 	$(BIN)/ruff check ragx tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/pytest -q -x tests/unit tests/cli
+	$(BIN)/pytest -q -x -n 2 tests/unit tests/cli
 
 test: .venv/ready  ## everything: unit, cli, oracle and integration tests, real weights included
 	$(BIN)/ruff check ragx tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist worksteal
 
 format: .venv/ready
 	$(BIN)/ruff format ragx tests benchmarks

@@ -46,9 +46,8 @@ def assert_same_training(resumed, whole):
     facts = []
     for config in (resumed, whole):
         manifest = json.loads((config.run_dir / "model" / "manifest.json").read_text(encoding="utf-8"))
-        facts.append(
-            {key: value for key, value in manifest.items() if key not in ("files", "seal")}
-        )  # the card tells its minutes
+        of_files = ("files", "seal")  # among them the card, which tells its minutes
+        facts.append({key: value for key, value in manifest.items() if key not in of_files})
     assert facts[0] == facts[1]
 
 
