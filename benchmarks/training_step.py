@@ -91,6 +91,7 @@ class Problem:
                 loss = model([row[0][0] for row in self.rows], self.answers, None, mass)
             total = loss.nll.sum()
             total.backward()
+            model.kept_share = float(loss.kept.mean())  # as the training loop tells it after every step
             return float(total.detach())
 
         return step
