@@ -287,10 +287,13 @@ def test_index_of_sections_without_duplicates_skipping_what_is_broken(cli, tiny_
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert (found["documents"], found["passages"]) == (2, 3)
-    said = " ".join(done.err.split())
-    assert "d.pdf: no PDF that can be read" in said
-    assert "1 records skipped" in said
-    assert "2 passages left out as exact duplicates of earlier ones" in said
+    said = "".join(done.err.split())  # a long path is wrapped anywhere
+    for line in (
+        "d.pdf: no PDF that can be read",
+        "1 records skipped",
+        "2 passages left out as exact duplicates of earlier ones",
+    ):
+        assert "".join(line.split()) in said
     answer = json.loads(cli("ask", "Who lights it on Monday?", "--json", "-q", "-c", config).out)
     assert "Kilns > Firing" in [passage["title"] for passage in answer["passages"]]
 
