@@ -70,6 +70,13 @@ def read_passages(database: sqlite3.Connection, first: int, count: int) -> Itera
     return (Passage(*row) for row in database.execute(query, (first, count)))
 
 
+def find_passages(database: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, Passage]:
+    """The passages of the given numbers; negative ones are passed over."""
+    wanted = sorted({int(number) for number in numbers if number >= 0})
+    query = f"SELECT {_COLUMNS} FROM passages WHERE number IN ({','.join('?' * len(wanted))})"
+    return {row[0]: Passage(*row) for row in database.execute(query, wanted)}
+
+
 def kept_numbers(new: Path, old: Path, count: int) -> NDArray[np.int64]:
     """For each of `count` new passages the number of an old one with the same title and text, or -1: [N].
 

@@ -14,7 +14,7 @@ from ragx.errors import ArtifactError, StaleIndexError
 from ragx.index.build import KIND, current_generation
 from ragx.index.encoder import Vectors
 from ragx.index.lexical import LexicalIndex, open_lexical
-from ragx.index.passages import PASSAGES, open_passages, read_passages
+from ragx.index.passages import PASSAGES, find_passages, open_passages, read_passages
 from ragx.index.vectors import Ids, Parameter, VectorIndex
 from ragx.records import Passage
 
@@ -113,10 +113,7 @@ class Index:
 
     def passages(self, numbers: Iterable[int]) -> dict[int, Passage]:
         """The passages of the given numbers."""
-        wanted = sorted({int(number) for number in numbers if number >= 0})
-        marks = ",".join("?" * len(wanted))
-        query = f"SELECT number, document_id, title, text, id FROM passages WHERE number IN ({marks})"
-        return {row[0]: Passage(*row) for row in self._database.execute(query, wanted)}
+        return find_passages(self._database, numbers)
 
     def all_passages(self) -> list[Passage]:
         """Every passage, in order."""

@@ -74,14 +74,8 @@ class CausalGenerator(Generator):
             positions=state.positions + 1,
         )
 
-    def score(self, state: State, answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        gold, mask = self._answers(answers)
-        first = state.log_probs.gather(-1, gold[:, :1])
-        if gold.shape[1] == 1:
-            return first.masked_fill(~mask, 0.0), mask
-        hidden, _, _ = self._continue(state, gold[:, :-1])
-        rest = self._gold(hidden.reshape(-1, hidden.shape[-1]), gold[:, 1:].reshape(-1)).reshape(len(gold), -1)
-        return torch.cat([first, rest], dim=-1).masked_fill(~mask, 0.0), mask
+    def _hidden(self, state: State, tokens: Tensor) -> Tensor:
+        return self._continue(state, tokens)[0]
 
     def _continue(self, state: State, tokens: Tensor) -> tuple[Tensor, Layers, Tensor]:
         """Hidden states [N, t, H] of t more tokens, and the grown cache and mask."""

@@ -80,9 +80,19 @@ class Generator(ABC):
     def advance(self, state: State, tokens: Tensor) -> State:
         """The state after one more token [N] was written to each row."""
 
-    @abstractmethod
     def score(self, state: State, answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Like `token_log_probs`, but from a state just started: only the answers run through the model."""
+        gold, mask = self._answers(answers)
+        found = state.log_probs.gather(-1, gold[:, :1])
+        if gold.shape[1] > 1:
+            hidden = self._hidden(state, gold[:, :-1])
+            rest = self._gold(hidden.reshape(-1, hidden.shape[-1]), gold[:, 1:].reshape(-1))
+            found = torch.cat([found, rest.reshape(len(gold), -1)], dim=-1)
+        return found.masked_fill(~mask, 0.0), mask
+
+    @abstractmethod
+    def _hidden(self, state: State, tokens: Tensor) -> Tensor:
+        """The last hidden states [N, t, H] of t tokens [N, t] written after a state."""
 
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
         on_cpu = self.device.type == "cpu"

@@ -46,14 +46,9 @@ class Seq2SeqGenerator(Generator):
         output = self._resume(state, tokens.unsqueeze(-1))
         return self._state(output, state.encoder_states, state.attention)
 
-    def score(self, state: State, answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        gold, mask = self._answers(answers)
-        first = state.log_probs.gather(-1, gold[:, :1])
-        if gold.shape[1] == 1:
-            return first.masked_fill(~mask, 0.0), mask
-        hidden = self._resume(state, gold[:, :-1]).last_hidden_state
-        rest = self._gold(hidden.reshape(-1, hidden.shape[-1]), gold[:, 1:].reshape(-1)).reshape(len(gold), -1)
-        return torch.cat([first, rest], dim=-1).masked_fill(~mask, 0.0), mask
+    def _hidden(self, state: State, tokens: Tensor) -> Tensor:
+        hidden: Tensor = self._resume(state, tokens).last_hidden_state
+        return hidden
 
     def _encode(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         """Encoder states [N, L, H] and the attention mask [N, L], the encoder run in batches of like length."""

@@ -15,10 +15,9 @@ from ragx.errors import ArtifactError, ConfigError, DataError
 from ragx.records import Answer, Example, Hit, Prediction, Progress, Report, no_progress
 from ragx.stages.models import (
     MODEL_KIND,
-    generator_folder,
     open_index,
     open_model,
-    question_encoder_folder,
+    pretrained_folders,
     resolve_which,
 )
 
@@ -268,7 +267,7 @@ def _signature(config: Config, index: Index, which: str) -> dict[str, str]:
     manifest: dict[str, Any] = {"plan": "none"}
     if which == "tuned":
         manifest = read_manifest(config.run_dir / "model", MODEL_KIND, "ragx finetune")
-    weights = [model_fingerprint(folder) for folder in (question_encoder_folder(config), generator_folder(config))]
+    weights = [model_fingerprint(folder) for folder in pretrained_folders(config)]
     return {
         "ragx": version("ragx"),
         "config": fingerprint(config.model_dump(mode="json", exclude={"output_dir"})),

@@ -19,7 +19,7 @@ from ragx.artifacts import fingerprint, lock, new_folder, write_text
 from ragx.config import Config, Lora, dump_config
 from ragx.errors import ArtifactError, DataError
 from ragx.records import Example, Progress, no_progress
-from ragx.stages.models import MODEL_KIND, compute_device, compute_dtype, generator_folder, open_model
+from ragx.stages.models import MODEL_KIND, compute_device, compute_dtype, open_model, pretrained_folders
 from ragx.stages.synthetic import synthetic_questions
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def finetune(
         "questions": len(examples),
         "synthetic_questions": len(synthetic),
         "steps": position.step,
-        "best_step": position.step if position.best_nll is None else position.best_step,
+        "best_step": position.weights_step,
         "rollbacks": position.rollbacks,
         "dev_nll_per_token": position.best_nll,
         "prior": model.retriever.prior.values(),
@@ -314,7 +314,7 @@ def _write_model(config: Config, model: RagModel, plan: dict[str, Any], position
         "mode": config.retrieval.mode,
         "prior": model.retriever.prior.values(),
         "adapter": adapter,
-        "base_generator": model_fingerprint(generator_folder(config)),
+        "base_generator": model_fingerprint(pretrained_folders(config)[1]),
         "passage_encoder": model.retriever.index.manifest["encoder"],
         "index": model.retriever.index.manifest["fingerprint"],
         "plan": plan["fingerprint"],
@@ -335,7 +335,7 @@ def _card(config: Config, plan: dict[str, Any], facts: dict[str, Any], position:
         "question encoder": config.rag.checkpoint or config.encoder.model,
         "generator": f"{config.rag.checkpoint or config.generator.model}{' (LoRA adapter here)' * facts['adapter']}",
         "prior": json.dumps(facts["prior"]),
-        "weights": f"of step {position.step if position.best_nll is None else position.best_step} of {plan['steps']}",
+        "weights": f"of step {position.weights_step} of {plan['steps']}",
         "rollbacks": position.rollbacks,
         "time": f"{seconds / 60:.1f} minutes",
         "index": facts["index"],

@@ -78,7 +78,7 @@ def require_same_width(config: Config, passages: Encoder) -> None:
     """
     if not config.encoder.passage_model or config.retrieval.mode == "lexical":
         return
-    questions = _encoder(config, _folders(config)[0], "query")
+    questions = _encoder(config, pretrained_folders(config)[0], "query")
     if questions.dimension != passages.dimension:
         raise ConfigError(
             f"encoder.passage_model: {config.encoder.passage_model} gives vectors of {passages.dimension} dimensions, "
@@ -112,7 +112,7 @@ def _encoder_loader(config: Config, folder: Path, role: str) -> Callable[[], Enc
     return partial(Encoder, folder, settings, role=role, device=device, allow_pickle=config.allow_pickle_weights)
 
 
-def _folders(config: Config) -> tuple[Path, Path]:
+def pretrained_folders(config: Config) -> tuple[Path, Path]:
     """The pretrained question encoder's and generator's folders."""
     if config.rag.checkpoint:
         from ragx.rag.interop import split_checkpoint
@@ -123,16 +123,6 @@ def _folders(config: Config) -> tuple[Path, Path]:
         _resolve(config, config.encoder.model, config.encoder.sha256),
         _resolve(config, config.generator.model, config.generator.sha256),
     )
-
-
-def generator_folder(config: Config) -> Path:
-    """The pretrained generator's folder."""
-    return _folders(config)[1]
-
-
-def question_encoder_folder(config: Config) -> Path:
-    """The pretrained question encoder's folder."""
-    return _folders(config)[0]
 
 
 def open_index(config: Config) -> Index:
@@ -198,7 +188,7 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
 
     which = resolve_which(config, which)
     index = open_index(config)
-    encoder_folder, weights = _folders(config)
+    encoder_folder, weights = pretrained_folders(config)
     adapter, prior = None, (config.retrieval.temperature, config.retrieval.lexical_weight)
     if which == "tuned":
         encoder_folder, weights, adapter, prior = _tuned_parts(config, index, weights)

@@ -13,7 +13,7 @@ from ragx.artifacts import fingerprint, lock, untrusted_json, write_json, write_
 from ragx.config import Config
 from ragx.errors import ConfigError, DataError
 from ragx.records import Example, Progress
-from ragx.stages.models import compute_dtype, generator_folder, open_index, open_model
+from ragx.stages.models import compute_dtype, open_index, open_model, pretrained_folders
 
 if TYPE_CHECKING:
     from ragx.rag.generator import Generator
@@ -132,7 +132,7 @@ def _plan(config: Config, taken: Sequence[str]) -> str:
         "format": FORMAT,
         "config": {**section, **wanted, "dtype": str(compute_dtype(config))},
         "index": open_index(config).manifest["fingerprint"],
-        "generator": model_fingerprint(generator_folder(config)),
+        "generator": model_fingerprint(pretrained_folders(config)[1]),
         "taken": list(taken),
     }
     return fingerprint(facts)

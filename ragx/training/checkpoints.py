@@ -38,6 +38,11 @@ class Position:
     train_start: Monitor | None = None
     dev_start: Monitor | None = None
 
+    @property
+    def weights_step(self) -> int:
+        """The step whose weights a training ends with: the best, or the last without a dev set."""
+        return self.step if self.best_nll is None else self.best_step
+
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that training changes, by name."""

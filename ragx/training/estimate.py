@@ -14,7 +14,7 @@ import torch
 
 from ragx.rag.model import PRUNE_BELOW, RagModel
 from ragx.records import Example
-from ragx.training.loop import TrainSettings, batch_of, cut, forward
+from ragx.training.loop import TrainSettings, autocast, batch_of, cut, forward
 from ragx.training.warmup import Supervised, WarmupSettings, corpus_nll, retriever_loss
 
 KEPT_AFTER_WARMUP = 0.5
@@ -82,7 +82,7 @@ def _score(model: RagModel, sample: Sequence[Example], settings: TrainSettings) 
 def _answering(model: RagModel, shown: Sequence[Example], settings: TrainSettings) -> float:
     if not shown:
         return 0.0
-    with torch.autocast(model.generator.device.type, settings.dtype, enabled=settings.dtype != torch.float32):
+    with autocast(model, settings):
         questions = [example.question for example in shown]
         return _seconds(lambda: model.answer(questions, decoding="thorough", num_beams=1))
 

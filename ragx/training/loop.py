@@ -311,7 +311,7 @@ class _Joint:
         shown = self.dev[: self.settings.sample_answers]
         if not shown or not self.processes.is_first:
             return
-        with _autocast(self.model, self.settings):
+        with autocast(self.model, self.settings):
             found = self.model.answer([e.question for e in shown], decoding="thorough", num_beams=1)
         for example, decoded in zip(shown, found.decoded, strict=True):
             log.info("  %s -> %r (%r)", example.question, decoded.text, example.answers[0])
@@ -328,7 +328,7 @@ class _Joint:
 
 def forward(model: RagModel, part: Sequence[Example], settings: TrainSettings) -> Loss:
     """The loss of some questions on their first answers, in the dtype of the settings."""
-    with _autocast(model, settings):
+    with autocast(model, settings):
         questions, answers = [e.question for e in part], [e.answers[0] for e in part]
         loss: Loss = model(questions, answers, settings.top_k, settings.posterior_mass)
         return loss
@@ -411,7 +411,8 @@ def _tracker(model: RagModel, settings: TrainSettings, folder: Path) -> Accelera
     return accelerator
 
 
-def _autocast(model: RagModel, settings: TrainSettings) -> torch.autocast:
+def autocast(model: RagModel, settings: TrainSettings) -> torch.autocast:
+    """Computing in the dtype of the settings."""
     device = model.generator.device.type
     return torch.autocast(device, settings.dtype, enabled=settings.dtype != torch.float32)
 
