@@ -1,11 +1,12 @@
 """Decoding against transformers' RagSequenceForGeneration and RagTokenForGeneration, on the same random weights.
 
-    python -m benchmarks.decoding [--quick] [--json] [--device cuda] [--dtype bfloat16]
+    python -m benchmarks.decoding [--quick] [--json] [--device cuda] [--dtype bfloat16] [--claims NAME ...]
 
 BART-base size, K = 5 contexts of 120-200 tokens a question, 16 new tokens. Weights are drawn with deviation 0.1, with
 which about four of a question's five candidates differ (0.02 makes them all equal); none is so sure of itself that
-ragx could leave another unscored, as it can with tuned models. The peers are run as their users run them: one
+ragx could leave another unscored, as it can with tuned models. ragx has 8 questions a batch, as `eval` does. The peers are run as their users run them: one
 question at a time, contexts padded to 300 tokens; claims named `_trimmed` give them contexts trimmed to the longest.
+`decoding_token_batched` gives the peer all questions at once (its sequence model takes them one by one in any case).
 Greedy, but for `_4_beams`, the default of transformers' evaluation script, which gets half of the questions. They let
 candidates attend to padding, so answers can differ: compared is log p of ragx's answer, recomputed by the peer from
 the true masks.
@@ -35,6 +36,7 @@ CLAIMS = (
     ("decoding_thorough_4_beams", "sequence", 4, PADDED),
     ("decoding_token", "token", 1, PADDED),
     ("decoding_token_trimmed", "token", 1, None),
+    ("decoding_token_batched", "token", 1, PADDED),
 )
 """Name, marginal, beams, and length of the peer's contexts."""
 
@@ -66,9 +68,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="the output is JSON in any case")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--questions", type=int, default=4, help="questions in a batch")
+    parser.add_argument("--questions", type=int, default=8, help="questions in a batch")
+    names = [claim for claim, *_ in CLAIMS]
+    parser.add_argument("--claims", nargs="+", choices=names, default=names, help="only these")
     options = parser.parse_args()
-    torch.manual_seed(0)
     torch.manual_seed(0)
     dtype, size = getattr(torch, options.dtype), Size(init_std=0.1)
     generator = bart_generator(size, NEW_TOKENS, options.device)
@@ -81,17 +84,19 @@ def main() -> None:
         state = generator.start([pair for row in rows for pair in row])
         found[:] = decode(generator, state, priors, marginal=marginal, decoding="thorough", num_beams=beams)
 
-    def theirs(rows: Rows, priors: Tensor, peer: Any, beams: int, length: int | None) -> None:
-        for pairs, prior in zip(rows, priors, strict=True):
-            inputs = contexts(generator, pairs, length)
-            peer.generate(**inputs, doc_scores=prior[None], n_docs=K, num_beams=beams, max_new_tokens=NEW_TOKENS)
+    def theirs(rows: Rows, priors: Tensor, peer: Any, beams: int, length: int | None, at_once: int) -> None:
+        for start in range(0, len(rows), at_once):
+            inputs = contexts(generator, [pair for row in rows[start : start + at_once] for pair in row], length)
+            scores = priors[start : start + at_once]
+            peer.generate(**inputs, doc_scores=scores, n_docs=K, num_beams=beams, max_new_tokens=NEW_TOKENS)
 
     peak = matrix_peak(dtype, device=options.device)
-    for claim, marginal, beams, length in CLAIMS:
+    for claim, marginal, beams, length in (each for each in CLAIMS if each[0] in options.claims):
         rows = everything[: len(everything) // (1 if beams == 1 else 2)]
         priors = torch.log_softmax(scores[: len(rows)], dim=-1)
+        at_once = len(rows) if claim.endswith("batched") else 1
         peer = rag_model(generator.base, K, marginal)
-        both = partial(ours, rows, priors, marginal, beams), partial(theirs, rows, priors, peer, beams, length)
+        both = partial(ours, rows, priors, marginal, beams), partial(theirs, rows, priors, peer, beams, length, at_once)
         seconds = alternate(*both, 3 if options.quick else 7)
         checked = zip(rows, priors, found, strict=True)
         print_claim(

@@ -1,6 +1,6 @@
 """One training step, forward and backward, against transformers' RagSequenceForGeneration and a plain causal loop.
 
-    python -m benchmarks.training_step [--quick] [--json] [--device cuda] [--dtype bfloat16]
+    python -m benchmarks.training_step [--quick] [--json] [--device cuda] [--dtype bfloat16] [--only PART]
 
 BART-base size: 4 questions (`--questions`) with K = 5 contexts of 120-200 tokens and answers of 4-16, on the same
 random weights, all of them trained. The peer is run as its users run it (contexts padded to 300 tokens); claims named
@@ -235,6 +235,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all weights")
     parser.add_argument("--questions", type=int, default=4, help="questions in a batch")
+    parser.add_argument("--only", choices=["bart-base", "smollm2-135m", "memory"], help="one part of the claims")
     parser.add_argument("--memory", choices=["ours", "recompute", "peer"], help="print one side's MiB and stop")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -247,11 +248,12 @@ def main() -> None:
     kinds: dict[str, Callable[[], Generator]] = {"bart-base": partial(bart_generator, size, 64, options.device)}
     if not options.quick:
         kinds["smollm2-135m"] = partial(llama_generator, size, options.device)
-    for kind, opened in kinds.items():
+    for kind, opened in ((each, kinds[each]) for each in kinds if options.only in (None, each)):
         generator = opened()
         generator.model.to(dtype)
         claims_of(Problem(generator, size, (4, 16), options.device, options.questions), kind, pairs, dtype, peak)
-    memory_claims(options.device)
+    if options.only in (None, "memory"):
+        memory_claims(options.device)
 
 
 if __name__ == "__main__":

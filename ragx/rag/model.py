@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ragx.rag.decoding import Decoded, Stream, decode
+from ragx.rag.beams import Stream
+from ragx.rag.decoding import Decoded, decode
 from ragx.rag.generator import Generator, Pair
 from ragx.rag.marginal import log_likelihood, masked, sequence_posterior, token_posterior
 from ragx.rag.retriever import Retrieval, Retriever

@@ -20,7 +20,7 @@ import torch
 
 from ragx.corpus.answers import holds_answer, normalise_answer
 from ragx.errors import DataError
-from ragx.rag.decoding import beam_search
+from ragx.rag.beams import beam_search
 from ragx.rag.generator import Generator, Pair
 from ragx.rag.model import RagModel
 from ragx.rag.prompts import PromptSettings, make_template
@@ -296,7 +296,7 @@ def _write(writer: Generator, pairs: Sequence[Pair]) -> list[str]:
     """The greedy answer to each pair."""
     state = writer.start(pairs)
     alone = torch.zeros((len(pairs), 1), device=writer.device)
-    return [writer.text(beam[0][0]) for beam in beam_search(writer, state, alone, 1)]
+    return [writer.text(beam[0].ids) for beam in beam_search(writer, state, alone, 1)]
 
 
 def _example(number: int, draft: Draft) -> Example:

@@ -12,8 +12,9 @@ import pytest
 import torch
 import transformers
 
+from ragx.rag.beams import beam_search
 from ragx.rag.causal import CausalGenerator
-from ragx.rag.decoding import beam_search, decode
+from ragx.rag.decoding import decode
 from ragx.rag.marginal import log_likelihood, log_prior
 from ragx.rag.prompts import PromptSettings
 from ragx.rag.seq2seq import Seq2SeqGenerator
@@ -236,10 +237,10 @@ def scored(generator, pairs, sequences):
 
 def assert_all_found(beams, sequences, totals):
     """The beams are all sequences, best first, with their log-probabilities; near ties may change places."""
-    assert {tuple(ids) for ids, _ in beams} == set(sequences)
+    assert {written.ids for written in beams} == set(sequences)
     exact = dict(zip(sequences, totals.tolist(), strict=True))
-    found = torch.tensor([score for _, score in beams])
-    torch.testing.assert_close(found, torch.tensor([exact[tuple(ids)] for ids, _ in beams]), **TOLERANCE)
+    found = torch.tensor([written.log_probability for written in beams])
+    torch.testing.assert_close(found, torch.tensor([exact[written.ids] for written in beams]), **TOLERANCE)
     assert (found.diff() <= 0).all()
 
 
@@ -307,7 +308,7 @@ def test_a_beam_wider_than_the_vocabulary(seed, letter_generator):
             sequences = every_sequence(3)
             table, mask = scored(generator, [pair], sequences)
             totals = torch.where(mask, table, 0.0).sum(-1)[:, 0]
-            assert tuple(beams[0][0]) == sequences[int(totals.argmax())]
+            assert beams[0].ids == sequences[int(totals.argmax())]
 
 
 @pytest.mark.parametrize("kind", ["bart", "phi"])
@@ -331,16 +332,42 @@ def test_what_is_not_scored_could_not_have_won(kind, seed, letter_generator, mon
 
 
 def test_a_sure_passage_leaves_the_others_unscored(letter_generator):
-    from ragx.rag.decoding import _hopeful
+    from ragx.rag.decoding import Candidate, _hopeful
 
-    generator = letter_generator("bart", 0)
-    beams = [[([4, 2], math.log(0.9))], [([5, 2], math.log(0.5))], [([6, 2], math.log(0.3))]]
+    held = [{(token, 2): (math.log(p), 0.0)} for token, p in ((4, 0.9), (5, 0.5), (6, 0.3))]
+    candidates = [
+        Candidate(text, ids, {row: own[ids]})
+        for row, (text, own) in enumerate(zip("abc", held, strict=True))
+        for ids in own
+    ]
     prior = torch.tensor([0.8, 0.15, 0.05]).log()
     first = torch.full((3, 7), 0.1).log()
     first[:, 5] = math.log(0.9)
-    assert _hopeful(generator, beams, prior, first) == ["a"]  # 0.72 at least; "b" at most 0.08 + 0.075 + 0.035
-    flat = torch.full((3,), 1 / 3).log()
-    assert _hopeful(generator, beams, flat, first) == ["a", "b"]  # 0.3 at least; "b" at most 0.433, "c" 0.167
+    found = _hopeful(candidates, held, prior, first)
+    assert found == candidates[:1]  # 0.72 at least; "b" at most 0.08 + 0.075 + 0.035
+    found = _hopeful(candidates, held, torch.full((3,), 1 / 3).log(), first)
+    assert found == candidates[:2]  # 0.3 at least; "b" at most 0.433, "c" 0.167
+
+
+@pytest.mark.parametrize("marginal", ["sequence", "token"])
+@pytest.mark.parametrize("seed", range(6))
+def test_what_the_beams_know_is_what_scoring_gives(marginal, seed, letter_generator, monkeypatch):
+    """log p, posterior and the tokens' posteriors, with the beams' own figures and without them."""
+    from ragx.rag.decoding import Candidate
+
+    generator = letter_generator(("bart", "phi")[seed % 2], seed)
+    pairs = letter_problem(seed, 4, 3)
+    prior = log_prior(torch.randn((4, 3), generator=torch.Generator().manual_seed(seed)))
+    options = {"marginal": marginal, "decoding": "thorough", "num_beams": 1 + seed % 3}
+    with torch.no_grad():
+        known = decode(generator, generator.start(pairs), prior, **options)
+        monkeypatch.setattr("ragx.rag.decoding.Candidate", lambda text, ids, _: Candidate(text, ids, {}))
+        scored_again = decode(generator, generator.start(pairs), prior, **options)
+    for one, other in zip(known, scored_again, strict=True):
+        assert (one.text, one.tokens) == (other.text, other.tokens)
+        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-5)
+        assert one.posterior == pytest.approx(other.posterior, abs=1e-5)
+        assert torch.tensor(one.token_posterior) == pytest.approx(torch.tensor(other.token_posterior), abs=1e-5)
 
 
 def test_fast_decoding_counts_a_passage_only_for_its_own_beam(letter_generator):
@@ -352,7 +379,7 @@ def test_fast_decoding_counts_a_passage_only_for_its_own_beam(letter_generator):
     from ragx.rag.decoding import _fast_best
 
     generator = letter_generator("bart", 0)
-    logs = [[(ids, math.log(p))] for ids, p in (([4, 2], 0.6), ([5, 2], 0.5), ([5, 2], 0.4))]
+    logs = [{(token, 2): (math.log(p), 0.0)} for token, p in ((4, 0.6), (5, 0.5), (5, 0.4))]
     assert _fast_best(generator, logs, torch.tensor([0.5, 0.3, 0.2]).log()) == "a"
     assert _fast_best(generator, logs, torch.tensor([0.3, 0.4, 0.3]).log()) == "b"
 
