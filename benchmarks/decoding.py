@@ -4,12 +4,12 @@
 
 BART-base size, K = 5 contexts of 120-200 tokens a question, 16 new tokens. Weights are drawn with deviation 0.1, with
 which about four of a question's five candidates differ (0.02 makes them all equal); none is so sure of itself that
-ragx could leave another unscored, as it can with tuned models. ragx has 8 questions a batch, as `eval` does. The peers are run as their users run them: one
-question at a time, contexts padded to 300 tokens; claims named `_trimmed` give them contexts trimmed to the longest.
-`decoding_token_batched` gives the peer all questions at once (its sequence model takes them one by one in any case).
-Greedy, but for `_4_beams`, the default of transformers' evaluation script, which gets half of the questions. They let
-candidates attend to padding, so answers can differ: compared is log p of ragx's answer, recomputed by the peer from
-the true masks.
+ragx could leave another unscored, as it can with tuned models. ragx takes 8 questions a batch, as `ragx eval` does. The
+peers are run as their users run them: one question at a time, contexts padded to 300 tokens; claims named `_trimmed`
+give them contexts trimmed to the longest, `_batched` all questions at once (which changes nothing for their sequence
+model: it takes them one by one in any case). Greedy, but for `_4_beams`, the default of transformers' evaluation
+script, which gets half of the questions. They let candidates attend to padding, so answers can differ: compared is
+log p of ragx's answer, recomputed by the peer from the true masks.
 """
 
 import argparse
