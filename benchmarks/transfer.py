@@ -98,7 +98,6 @@ QUICK = (
     "finetune.sample_answers=1",
     "finetune.synthetic_f1=0.0",
     "generator.max_input_tokens=128",
-    "generator.max_answer_tokens=8",
 )
 QUICK_COUNTS = {"train": 40, "dev": 4, "test": 20}
 
