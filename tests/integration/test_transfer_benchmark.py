@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 import ragx
+from ragx.records import Example, Passage
 
 ROOT = Path(ragx.__file__).parents[1]
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("benchmarks are not part of an installed ragx", allow_module_level=True)
 sys.path.append(str(ROOT))
 
-from benchmarks import transfer
-from benchmarks.separate_peer import Lesson, distinct_batches
-from benchmarks.transfer_table import NAMES, Row, differences, markdown, read_rows, stem_of
-from ragx.records import Example, Passage
+from benchmarks import transfer  # noqa: E402
+from benchmarks.separate_peer import Lesson, distinct_batches  # noqa: E402
+from benchmarks.transfer_table import NAMES, Row, differences, markdown, read_rows, stem_of  # noqa: E402
 
 METRICS = ("f1", "em", "recall@1", "recall@5")
 
