@@ -26,7 +26,7 @@ SLICE = 512
 """Rows of hidden states projected to the vocabulary at once."""
 BUDGETS = {"cpu": 4096, "cuda": 32768}
 """Tokens that a batch of like length may have, padding included."""
-CPU_OVERHEAD = 256
+CPU_OVERHEAD = 96
 """What one batch more costs on a processor, in tokens: weights are read and their gradients added once more."""
 LAUNCH_FLOP = 2e13
 """What a GPU could compute while one batch more is being launched: small models want few and large batches."""
