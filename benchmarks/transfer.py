@@ -81,6 +81,7 @@ RAG_RECIPE = (
     "finetune.weight_decay=0.001",
     "finetune.max_grad_norm=0.1",
     "finetune.batch_size=8",
+    "finetune.checkpoint_steps=500",  # one holds all weights of the generator and their moments
 )
 ABLATIONS = {
     "ragx, no warm-up": ("finetune.warmup_epochs=0",),
