@@ -31,6 +31,7 @@ import gc
 import json
 import math
 import random
+import resource
 import shutil
 import sys
 import tempfile
@@ -80,6 +81,7 @@ RAG_RECIPE = (
     "finetune.weight_decay=0.001",
     "finetune.max_grad_norm=0.1",
     "finetune.batch_size=8",
+    "finetune.checkpoint_steps=500",  # one holds all weights of the generator and their moments
 )
 ABLATIONS = {
     "ragx, no warm-up": ("finetune.warmup_epochs=0",),
@@ -145,7 +147,7 @@ class Cell:
                 metric: {key: round(value, 4) for key, value in dataclasses.asdict(found).items()}
                 for metric, found in report.metrics.items()
             },
-            **{"training_seconds": None, **facts, "machine": machine()},
+            **{"training_seconds": None, **facts, "peak_mib": _peak_mib(), "machine": machine()},
         }
         write_json(self.out / f"{self._stem(name)}.row.json", row)
         rows = read_rows(self.out)
@@ -338,6 +340,13 @@ def _drawn(config: Config, split: str, count: int | None, *, gold: bool) -> str:
     return f"data.{split}={drawn}"
 
 
+def _peak_mib() -> int:
+    """What this family of rows has needed at most so far: memory of the GPU, else of the process since its start."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated() / 2**20)
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
 FAMILIES: dict[str, Callable[[Cell], None]] = {
     "ragx": partial(trained, name=OURS, family="ragx"),
     "frozen": frozen,
@@ -421,6 +430,7 @@ def main() -> None:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
     if options.quick:
         print(markdown(read_rows(options.out)), file=sys.stderr)
 

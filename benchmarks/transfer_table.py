@@ -1,9 +1,10 @@
 """Rows of the transfer benchmark read back from their folder: paired differences, JSON lines and Markdown."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ragx.evaluation.significance import Bootstrap, difference, sample
 from ragx.evaluation.statistic import mean
@@ -40,7 +41,7 @@ class Row:
     questions: str
     seed: int
     name: str
-    facts: dict[str, object]
+    facts: dict[str, Any]
     scores: dict[str, dict[str, float]]
 
     @property
@@ -126,14 +127,24 @@ def markdown(rows: Sequence[Row]) -> str:
 def _table(title: str, rows: Sequence[Row], reference: str) -> str:
     by_name = {name: [row for row in rows if row.name == name] for name in NAMES}
     sign = f"{OURS} - row" if reference == OURS else f"row - {reference}"
-    heads = ["row", "n", "seeds", *METRICS, "training min", *(f"{name}: {sign}" for name in COMPARED)]
+    heads = [
+        "row",
+        "n",
+        "seeds",
+        *METRICS,
+        "nll a token",
+        "training min",
+        "GiB",
+        *(f"{name}: {sign}" for name in COMPARED),
+    ]
     lines = [f"### {title}", "", _cells(heads), _cells("---" for _ in heads)]
     for name, same in by_name.items():
         if not same:
             continue
         scores = averaged(same)
         values = [f"{sum(each[metric] for each in scores.values()) / len(scores):.3f}" for metric in METRICS]
-        cells = [name, str(len(scores)), str(len(same)), *values, _minutes(same)]
+        values += [_average(same, _nll, ".3f"), _average(same, _minutes, ".1f"), _average(same, _gib, ".1f")]
+        cells = [name, str(len(scores)), str(len(same)), *values]
         lines.append(_cells([*cells, *_changes(same, by_name[reference], reference)]))
     return "\n".join(lines)
 
@@ -152,10 +163,24 @@ def _signed(interval: Interval) -> str:
     return f"**{text}**" if interval.low > 0 or interval.high < 0 else text
 
 
-def _minutes(rows: Sequence[Row]) -> str:
-    """Minutes of training, averaged over the seeds that were trained in one go."""
-    seconds = [float(str(row.facts["training_seconds"])) for row in rows if row.facts["training_seconds"] is not None]
-    return f"{sum(seconds) / len(seconds) / 60:.1f}" if seconds else ""
+def _average(rows: Sequence[Row], figure: Callable[[Row], float | None], form: str) -> str:
+    """A figure averaged over the seeds that have it."""
+    found = [value for value in map(figure, rows) if value is not None]
+    return format(sum(found) / len(found), form) if found else ""
+
+
+def _nll(row: Row) -> float:
+    return float(row.facts["metrics"]["nll"]["value"])
+
+
+def _minutes(row: Row) -> float | None:
+    """Null where nothing was trained, or not in one go."""
+    seconds = row.facts["training_seconds"]
+    return None if seconds is None else float(seconds) / 60
+
+
+def _gib(row: Row) -> float:
+    return float(row.facts["peak_mib"]) / 1024
 
 
 def _estimates(rows: Sequence[Row]) -> list[str]:
@@ -164,7 +189,7 @@ def _estimates(rows: Sequence[Row]) -> list[str]:
     lines = [_cells(heads), _cells("---" for _ in heads)]
     for row in rows:
         estimated, took = row.facts.get("estimated_seconds"), row.facts["training_seconds"]
-        if isinstance(estimated, int | float) and isinstance(took, int | float):
+        if estimated is not None and took is not None:
             steps = f"{row.facts['steps']} of {row.facts['planned_steps']}"
             cells = [row.domain, row.questions, str(row.seed), steps, f"{estimated:.0f}", f"{took:.0f}"]
             lines.append(_cells([*cells, f"{estimated / took:.2f}"]))

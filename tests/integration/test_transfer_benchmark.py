@@ -24,7 +24,8 @@ METRICS = ("f1", "em", "recall@1", "recall@5")
 def row(name, scores, questions="100", seed=13, **facts):
     """A row whose four metrics are the same number a question."""
     scored = {f"q{n}": dict.fromkeys(METRICS, score) for n, score in enumerate(scores)}
-    return Row("tiny", questions, seed, name, {"training_seconds": None, **facts}, scored)
+    figures = {"metrics": {"nll": {"value": 2.0}}, "peak_mib": 512, "training_seconds": None}
+    return Row("tiny", questions, seed, name, {**figures, **facts}, scored)
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def run(monkeypatch, capsys):
 
 def test_every_row_is_scored_on_the_same_questions_and_compared(tiny_config, tmp_path, run, monkeypatch, capsys):
     monkeypatch.setattr(transfer, "SYNTHETIC", 3)
-    config, out = tiny_config(retrieval={"candidates": 8}), tmp_path / "out"
+    config, out = tiny_config(dtype="bfloat16"), tmp_path / "out"
     more = ("--set", "finetune.synthetic_f1=0.0", "--set", "finetune.max_steps=2", "--out", out)
     lines = run(config, *more, "--rows", "ragx,frozen,separate,rag,corpus", "--questions", "5")
 
@@ -105,7 +106,7 @@ def test_the_table_marks_what_excludes_zero_and_keeps_the_order():
     names = [line.split(" | ")[0] for line in lines if line.startswith("| ")]
     assert names[:5] == ["| row", "| ---", "| frozen dense", "| separate, marginal", "| ragx"]
     assert "**+0.550 (" in lines[4]
-    assert "| 1.0 | +0.000 (" in lines[5]
+    assert "| 2.000 | 1.0 | 0.5 | +0.000 (" in lines[5]
     assert lines[-1].endswith("| 3 of 3 | 90 | 120 | 0.75 |")
 
 
