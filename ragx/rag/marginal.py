@@ -49,6 +49,22 @@ def sequence_posterior(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor)
     return torch.softmax(sequence_joint(log_prior, token_log_probs, mask), dim=-1)
 
 
+def distillation(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """KL(q || p(z|x)) [B] in nats with gradient towards the prior alone, q being p(z|x,y) as it were under a uniform
+    prior over the K passages: what the generator alone says of them (PDist of Izacard et al. 2022)."""
+    missing = torch.isneginf(log_prior)
+    alone = masked(token_log_probs.detach(), mask).sum(dim=-1).masked_fill(missing, -torch.inf)
+    target = torch.log_softmax(alone, dim=-1).masked_fill(missing, 0.0)
+    return (target.exp().masked_fill(missing, 0.0) * (target - log_prior.masked_fill(missing, 0.0))).sum(dim=-1)
+
+
+def smoothed(gold: Tensor, uniform: Tensor, epsilon: float) -> Tensor:
+    """log p of gold tokens [...] whose gradient is that of (1 - epsilon) * gold + epsilon * uniform, the mean of log p
+    over the vocabulary: label smoothing that leaves likelihoods and posteriors as they are."""
+    towards = epsilon * (uniform - gold)
+    return gold + towards - towards.detach()
+
+
 def running_posterior(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Tensor:
     """p(z|x,y_<=t) [B, K, T] under RAG-Sequence: what the answer so far says of the passages."""
     return torch.softmax(log_prior.unsqueeze(-1) + masked(token_log_probs, mask).cumsum(-1), dim=1)

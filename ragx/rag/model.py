@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ragx.rag.decoding import Decoded, Stream, decode
 from ragx.rag.generator import Generator, Pair
-from ragx.rag.marginal import log_likelihood, masked, sequence_posterior, token_posterior
+from ragx.rag.marginal import distillation, log_likelihood, masked, sequence_posterior, token_posterior
 from ragx.rag.retriever import Retrieval, Retriever
 
 PRUNE_BELOW = 0.6
@@ -20,7 +20,8 @@ class Loss:
     """The outcome of one batch of B questions.
 
     nll: [B] of -log p(y|x) in nats, with gradient; tokens [B] of the answers; retrieval and posterior [B, K] behind it;
-    kept [B], the share of the passages that carry the wanted posterior mass.
+    kept [B], the share of the passages that carry the wanted posterior mass; distillation [B] in nats, with gradient
+    towards the retriever alone.
     """
 
     nll: Tensor
@@ -28,6 +29,7 @@ class Loss:
     retrieval: Retrieval
     posterior: Tensor
     kept: Tensor
+    distillation: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +54,21 @@ class RagModel(nn.Module):
         self.kept_share = 1.0
 
     def forward(
-        self, questions: Sequence[str], answers: Sequence[str], k: int | None = None, posterior_mass: float = 1.0
+        self,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        k: int | None = None,
+        posterior_mass: float = 1.0,
+        retrieval: Retrieval | None = None,
     ) -> Loss:
-        """-log p(y|x) of each question's answer, with gradient when it is enabled.
+        """-log p(y|x) of each question's answer, with gradient when it is enabled, over `k` passages or `retrieval`.
 
         With `posterior_mass` below 1, and where that saves work, one pass without graph gives the posterior and with it
         the retriever's exact gradient, p(z|x) - p(z|x,y); the generator is then differentiated only on the passages
         that hold this share of the posterior, weighted by it. Whether that saves work is told by `kept_share`, which a
         training sets once a step from what was kept in the one before.
         """
-        retrieval = self.retriever(questions, k)
+        retrieval = retrieval or self.retriever(questions, k)
         pairs = pairs_of(questions, retrieval)
         ids = [self.generator.answer_ids(answer) for answer in answers]
         two_passes = torch.is_grad_enabled() and posterior_mass < 1.0 and self.kept_share < PRUNE_BELOW
@@ -72,7 +79,9 @@ class RagModel(nn.Module):
         kept = _kept(weights.amax(-1), posterior_mass)
         if two_passes:
             nll = nll + self._generator_gradient(pairs, ids, weights, kept)
-        return Loss(nll, mask[:, 0].sum(-1), retrieval, self._posterior(weights, mask), kept.float().mean(-1))
+        posterior, share = self._posterior(weights, mask), kept.float().mean(-1)
+        distilled = distillation(retrieval.log_prior, log_probs, mask)
+        return Loss(nll, mask[:, 0].sum(-1), retrieval, posterior, share, distilled)
 
     @torch.no_grad()
     def answer(
