@@ -183,7 +183,8 @@ class Generator(Section):
 
 class Rag(Section):
     """The marginal, its decoding and the generator's input; `checkpoint` names a transformers RAG checkpoint: both
-    towers at once. `input_format: auto` is transformers' own where there is a checkpoint, else `generator.prompt`."""
+    towers at once. `input_format: auto` is transformers' own where there is a checkpoint, else `generator.prompt`. With
+    `null_passage` the answer without any passage is one more term of the marginal."""
 
     checkpoint: ModelReference | None = None
     marginal: Literal["sequence", "token"] = "sequence"
@@ -191,6 +192,7 @@ class Rag(Section):
     num_beams: Positive = 1
     input_format: Literal["auto", "prompt", "transformers"] = "auto"
     truncation: Literal["passage", "end"] = "passage"
+    null_passage: StrictBool = False
 
     @property
     def joins_like_transformers(self) -> bool:

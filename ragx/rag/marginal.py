@@ -13,6 +13,12 @@ def log_prior(scores: Tensor) -> Tensor:
     return torch.log_softmax(scores.float(), dim=-1)
 
 
+def with_null(log_prior: Tensor, bias: Tensor) -> Tensor:
+    """log-prior [B, K + 1] of K passages and, last, of none: p(none|x) = sigmoid(bias), the others share the rest."""
+    none = torch.nn.functional.logsigmoid(bias).expand(len(log_prior), 1)
+    return torch.cat([log_prior + torch.nn.functional.logsigmoid(-bias), none], dim=-1)
+
+
 def masked(token_log_probs: Tensor, mask: Tensor) -> Tensor:
     """Token log-probabilities [..., T] in float32, 0 where the mask is False."""
     return torch.where(mask, token_log_probs.float(), 0.0)

@@ -8,11 +8,22 @@ from torch import Tensor, nn
 
 from ragx.rag.decoding import Decoded, Stream, decode
 from ragx.rag.generator import Generator, Pair
-from ragx.rag.marginal import distillation, log_likelihood, masked, sequence_posterior, token_posterior
+from ragx.rag.marginal import (
+    distillation,
+    log_likelihood,
+    masked,
+    sequence_posterior,
+    token_posterior,
+    with_null,
+)
 from ragx.rag.retriever import Retrieval, Retriever
+from ragx.records import NOTHING
 
 PRUNE_BELOW = 0.6
 """Share of passages carrying the wanted posterior mass above which one ordinary pass is cheaper than two."""
+
+NULL_BIAS = -3.0
+"""Where the null bias starts: a twentieth of the prior."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +54,14 @@ class Answered:
 
 
 class RagModel(nn.Module):
-    """p(y|x) = sum_z p(z|x) p(y|x,z), with K passages a question."""
+    """p(y|x) = sum_z p(z|x) p(y|x,z), with K passages a question. With a null bias, a share of sigmoid(null_bias) goes
+    to the answer without any passage: the last of then K + 1."""
 
-    def __init__(self, retriever: Retriever, generator: Generator, marginal: str) -> None:
+    def __init__(
+        self, retriever: Retriever, generator: Generator, marginal: str, null_bias: float | None = None
+    ) -> None:
         super().__init__()
+        self.null_bias = None if null_bias is None else nn.Parameter(torch.tensor(float(null_bias)))
         self.retriever = retriever
         self.generator = generator
         self.generator_module = generator.model
@@ -68,7 +83,7 @@ class RagModel(nn.Module):
         that hold this share of the posterior, weighted by it. Whether that saves work is told by `kept_share`, which a
         training sets once a step from what was kept in the one before.
         """
-        retrieval = retrieval or self.retriever(questions, k)
+        retrieval = self._with_null(retrieval or self.retriever(questions, k))
         pairs = pairs_of(questions, retrieval)
         ids = [self.generator.answer_ids(answer) for answer in answers]
         two_passes = torch.is_grad_enabled() and posterior_mass < 1.0 and self.kept_share < PRUNE_BELOW
@@ -98,7 +113,7 @@ class RagModel(nn.Module):
 
         The passages are those of `retrieval`, where it is given; `stream` is called with one question's answer so far.
         """
-        retrieval = retrieval or self.retriever(questions)
+        retrieval = self._with_null(retrieval or self.retriever(questions))
         pairs = pairs_of(questions, retrieval)
         state = self.generator.start([pair for row in pairs for pair in row])
         decoded = decode(
@@ -116,6 +131,15 @@ class RagModel(nn.Module):
         log_probs, mask = self._reshape(*self.generator.score(state, self._repeat(ids, pairs)), len(pairs))
         nll = -log_likelihood(self.marginal, retrieval.log_prior, log_probs, mask)
         return Answered(decoded, retrieval, nll.tolist(), [len(answer) for answer in ids])
+
+    def _with_null(self, retrieval: Retrieval) -> Retrieval:
+        """The retrieval with no passage as its last, where there is a share for it."""
+        if self.null_bias is None:
+            return retrieval
+        rows = [[*row, NOTHING] for row in retrieval.passages]
+        score = self.null_bias + retrieval.scores.logsumexp(-1, keepdim=True)
+        log_prior = with_null(retrieval.log_prior, self.null_bias)
+        return Retrieval(rows, torch.cat([retrieval.scores, score], dim=-1), log_prior)
 
     def _log_probs(self, pairs: list[list[Pair]], ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Gold-token log-probabilities and mask, [B, K, T]."""

@@ -414,6 +414,8 @@ def optimizer_of(
         others = [parameter for parameter in parameters if parameter.ndim <= 1]
         groups += [{"params": matrices, "lr": rate, "weight_decay": decay}] if matrices else []
         groups += [{"params": others, "lr": rate, "weight_decay": 0.0}] if others else []
+    if model.null_bias is not None:
+        groups.append({"params": [model.null_bias], "lr": settings.prior_learning_rate, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups)
     warm = max(1, round(settings.warmup_ratio * total))
     schedule = torch.optim.lr_scheduler.LambdaLR(

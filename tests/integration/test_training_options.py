@@ -1,6 +1,7 @@
 """Options of the training: a dev set where there is none, cross-fitted passages, smoothed labels and the others."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 
 from ragx import build_index, finetune, load_config
 from ragx.corpus.questions import read_examples
+from ragx.rag.model import NULL_BIAS
 from ragx.records import Example
 from ragx.stages.models import open_model
 from ragx.training import crossfit, loop
@@ -166,6 +168,33 @@ def test_distractors_are_drawn_beyond_the_first_passages(tiny_config):
             assert len({p.number for p in row}) == 3 and row[0] == first[0]
             assert {p.number for p in row[1:]} <= {p.number for p in pool[1:]}
         torch.testing.assert_close(found.log_prior.exp().sum(-1), torch.ones(2))
+
+
+@pytest.mark.parametrize(("generator", "marginal"), [("causal", "sequence"), ("bart", "token")])
+def test_null_passage_through_all_commands(generator, marginal, tiny_config, cli, tmp_path, read_metrics):
+    rag = {"marginal": marginal, "null_passage": True}
+    path = tiny_config(generator, rag=rag, retrieval={"top_k": 3}, finetune={**QUICK, "prior_learning_rate": 0.1})
+    config = load_config(path)
+    build_index(config)
+    assert cli("finetune", "-q", "-c", path).code == 0
+    manifest = json.loads((config.run_dir / "model" / "manifest.json").read_text())
+    assert manifest["null_bias"] != NULL_BIAS and len(read_metrics(config.run_dir)) == 6
+    told = json.loads(cli("ask", "Who lights the kiln?", "--json", "-c", path).out)
+    assert [p["document_id"] == "" for p in told["passages"]] == [False, False, False, True]
+    share = 1 / (1 + math.exp(-manifest["null_bias"]))
+    assert told["passages"][-1]["prior"] == pytest.approx(share, rel=1e-4)
+    assert sum(p["prior"] for p in told["passages"]) == pytest.approx(1, abs=1e-4)
+    assert sum(p["posterior"] for p in told["passages"]) == pytest.approx(1, abs=1e-4)
+    report = json.loads(cli("eval", "--json", "-q", "-c", path).out)
+    assert report["n"] == 4 and 0 <= report["metrics"]["recall@2"]["value"] <= 1
+    lines = (config.run_dir / "eval" / "test.tuned.predictions.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        read = [hit["prior"] for hit in line["hits"] if hit["prior"] is not None]
+        assert len(read) == 3 and sum(read) == pytest.approx(1 - share, abs=1e-4)
+    refused = cli("ask", "Who?", "-q", "-c", path, "--set", "rag.null_passage=false")
+    assert refused.code == 2 and "tuned with rag.null_passage: true; say so" in refused.err
+    exported = cli("export", tmp_path / "out", "-q", "-c", path)
+    assert exported.code == 2 and "rag.null_passage: true: theirs has no answer without a passage" in exported.err
 
 
 def test_drawn_answers_follow_from_seed_and_epoch():

@@ -12,8 +12,9 @@ import torch
 
 from ragx import stages
 from ragx.config import load_config
-from ragx.rag.marginal import distillation, log_prior
+from ragx.rag.marginal import distillation, log_prior, with_null
 from ragx.rag.model import RagModel
+from ragx.records import Passage
 from ragx.stages.models import open_model
 from ragx.training.crossfit import hits_of
 
@@ -31,6 +32,7 @@ def test_distillation_is_the_divergence_from_the_generators_own_choice(seed):
     found = distillation(log_prior(scores), log_probs, mask)
     found.sum().backward()
     assert log_probs.grad is None
+    divergences = found.tolist()
     for row in range(3):
         own, tokens, length = scores[row].tolist(), log_probs[row].tolist(), int(mask[row, 0].sum())
         there = [k for k in range(5) if math.isfinite(own[k])]
@@ -38,7 +40,7 @@ def test_distillation_is_the_divergence_from_the_generators_own_choice(seed):
         priors = {k: math.exp(own[k]) for k in there}
         q = {k: w / sum(weights.values()) for k, w in weights.items()}
         p = {k: w / sum(priors.values()) for k, w in priors.items()}
-        assert float(found[row]) == pytest.approx(sum(q[k] * math.log(q[k] / p[k]) for k in there), rel=1e-5, abs=1e-5)
+        assert divergences[row] == pytest.approx(sum(q[k] * math.log(q[k] / p[k]) for k in there), rel=1e-5, abs=1e-5)
         slope = [p[k] - q[k] if k in p else 0.0 for k in range(5)]
         assert scores.grad[row].tolist() == pytest.approx(slope, rel=1e-5, abs=1e-5)
 
@@ -125,3 +127,45 @@ def test_some_columns_are_a_retrieval_of_their_own(tiny_config):
     ]
     ids = torch.tensor([[p.number for p in row] for row in some.passages])
     torch.testing.assert_close(some.log_prior, retriever.over(QUESTIONS, ids).log_prior, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [-6.0, 0.3])
+def test_null_prior_is_a_mixture(bias):
+    prior = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.5, 0.0]]).log()
+    share = torch.tensor(bias, requires_grad=True)
+    found = with_null(prior, share)
+    none = 1 / (1 + math.exp(-bias))
+    for row, own in zip(found.exp().tolist(), prior.exp().tolist(), strict=True):
+        assert row == pytest.approx([*((1 - none) * p for p in own), none], rel=1e-5, abs=1e-7)
+    found[:, -1].sum().backward()
+    assert float(share.grad) == pytest.approx(2 * (1 - none), rel=1e-5)
+
+
+@pytest.mark.parametrize("marginal", ["sequence", "token"])
+@pytest.mark.parametrize("kind", ["causal", "t5"])
+def test_null_passage_is_one_more_term(kind, marginal, draw_passages, open_generator, fixed_retriever):
+    """The likelihood of K passages and of an empty one, put together by hand; in one pass and in two."""
+    generator = open_generator(kind)
+    passages, scores = draw_passages(random.Random(4), 2, 3), torch.tensor([[2.0, 1, 0], [0.5, 0, 1]])
+    questions, answers = ["abc def", "gab ef"], ["fed", "bad cab"]
+    model = RagModel(fixed_retriever(passages, scores), generator, marginal, null_bias=-0.5)
+    loss = model(questions, answers)
+    none = 1 / (1 + math.exp(0.5))
+    for row in range(2):
+        ids = generator.answer_ids(answers[row])
+        read = [*passages[row], Passage(-1, "", "", "", "")]
+        with torch.no_grad():
+            tokens = generator.token_log_probs([(questions[row], p) for p in read], [ids] * 4)[0].double().exp()
+        weights = torch.cat([scores[row].double().softmax(-1) * (1 - none), torch.tensor([none]).double()])
+        chances = tokens.prod(-1) if marginal == "sequence" else tokens
+        by_hand = (weights @ chances).log().sum()
+        assert float(loss.nll[row].detach()) == pytest.approx(-float(by_hand), rel=1e-4)
+    assert loss.posterior.shape == (2, 4)
+    slopes = []
+    for kept_share in (1.0, 0.0):
+        model.zero_grad(set_to_none=True)
+        model.kept_share = kept_share
+        model(questions, answers, posterior_mass=1 - 1e-7).nll.sum().backward()
+        slopes.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        assert model.null_bias.grad is not None
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-3, atol=1e-4 * float(slopes[0].abs().max()))
