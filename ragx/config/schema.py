@@ -241,7 +241,7 @@ class Finetune(Section):
     max_steps: Positive | None = None
     dev_limit: Positive | None = None
     dev_share: Literal["auto"] | Annotated[float, Field(ge=0, lt=1, strict=True)] = "auto"
-    cross_fit: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
+    cross_fit: Annotated[int, Field(ge=0, strict=True)] = 0
     distractors: Annotated[int, Field(ge=0, strict=True)] = 0
     distillation: Annotated[float, Field(ge=0, strict=True)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
@@ -257,7 +257,7 @@ class Finetune(Section):
 
     @field_validator("cross_fit")
     @classmethod
-    def _two_folds_or_none(cls, folds: int | str) -> int | str:
+    def _two_folds_or_none(cls, folds: int) -> int:
         if folds == 1:
             raise ValueError("1: a question needs another fold to be retrieved from; say 0 (off), 2 or more")
         return folds

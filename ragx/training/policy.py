@@ -3,8 +3,7 @@
 With few questions a whole generator is overfitted before it is of use, so that only the question side and adapters are
 trained; an epoch is so few steps that more of them are wanted; and a dev set of one's own is often missing. A share of
 the questions held out by seed then says when to stop: it costs those questions and no time, where k-fold
-cross-validation of the joint phase would cost k trainings. The retriever's warm-up, which takes seconds, is
-cross-validated: its folds also give the training questions an honest retrieval.
+cross-validation would cost k trainings.
 """
 
 import math
@@ -15,9 +14,8 @@ FEW = 300
 """Questions below which only question side and LoRA are trained."""
 EPOCHS, LEAST_STEPS, MOST_EPOCHS = 3, 30, 10
 HELD_OUT, MOST_HELD_OUT = 0.15, 200
-FOLDS = 4
 ENOUGH = 40
-"""Questions below which none are held out and no folds are made: neither could be told from chance."""
+"""Questions below which none are held out: what they say could not be told from chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +36,14 @@ def choose(
     batch_size: int,
     epochs: Literal["auto"] | int,
     dev_share: Literal["auto"] | float,
-    cross_fit: Literal["auto"] | int,
+    cross_fit: int,
 ) -> Policy:
     """The policy for so many training questions; what is not "auto" stays as it is said."""
-    enough = questions >= ENOUGH
-    share = (HELD_OUT if enough else 0.0) if dev_share == "auto" else dev_share
+    share = (HELD_OUT if questions >= ENOUGH else 0.0) if dev_share == "auto" else dev_share
     held_out = 0 if has_dev else min(MOST_HELD_OUT, round(share * questions))
     steps = math.ceil((questions - held_out) / batch_size)
     chosen = min(MOST_EPOCHS, max(EPOCHS, math.ceil(LEAST_STEPS / max(1, steps)))) if epochs == "auto" else epochs
-    folds = (FOLDS if enough else 0) if cross_fit == "auto" else min(cross_fit, questions - held_out)
+    folds = min(cross_fit, questions - held_out)
     few = questions < FEW
     parts = [
         f"{questions} training questions{' are few: question side and LoRA only' if few else ''}",

@@ -4,7 +4,7 @@ import pytest
 
 from ragx.training.policy import choose
 
-AUTO = {"has_dev": False, "batch_size": 16, "epochs": "auto", "dev_share": "auto", "cross_fit": "auto"}
+AUTO = {"has_dev": False, "batch_size": 16, "epochs": "auto", "dev_share": "auto", "cross_fit": 0}
 
 
 @pytest.mark.parametrize(
@@ -12,13 +12,13 @@ AUTO = {"has_dev": False, "batch_size": 16, "epochs": "auto", "dev_share": "auto
     [
         (12, {}, (10, 0, 0, True)),
         (39, {}, (10, 0, 0, True)),
-        (40, {}, (10, 6, 4, True)),
-        (100, {}, (5, 15, 4, True)),
-        (100, {"has_dev": True}, (5, 0, 4, True)),
-        (299, {}, (3, 45, 4, True)),
-        (300, {}, (3, 45, 4, False)),
-        (5000, {}, (3, 200, 4, False)),
-        (100, {"epochs": 2, "cross_fit": 0, "dev_share": 0.0}, (2, 0, 0, True)),
+        (40, {}, (10, 6, 0, True)),
+        (100, {}, (5, 15, 0, True)),
+        (100, {"has_dev": True}, (5, 0, 0, True)),
+        (299, {}, (3, 45, 0, True)),
+        (300, {}, (3, 45, 0, False)),
+        (5000, {}, (3, 200, 0, False)),
+        (100, {"epochs": 2, "dev_share": 0.0}, (2, 0, 0, True)),
         (12, {"dev_share": 0.25, "cross_fit": 3}, (10, 3, 3, True)),
         (3, {"cross_fit": 5}, (10, 0, 3, True)),
     ],
@@ -29,7 +29,7 @@ def test_policy(questions, changed, expected):
 
 
 def test_the_line_says_what_was_chosen_and_why():
-    text = choose(100, **AUTO).text
+    text = choose(100, **{**AUTO, "cross_fit": 4}).text
     assert "\n" not in text
     for part in ("100 training questions are few", "LoRA", "at most 5 epochs", "15 of them held out", "4 folds"):
         assert part in text
