@@ -59,6 +59,7 @@ from ragx.rag.generators import add_lora
 from ragx.rag.retriever import Retriever, starting_prior
 from ragx.records import Example, Report
 from ragx.stages.models import MODEL_KIND, compute_dtype, open_index, open_model, passage_encoder, pretrained_folders
+from ragx.training.policy import choose
 
 ALL = "all"
 PASSES = 3
@@ -267,7 +268,8 @@ def _tunings(config: Config, questions: int) -> tuple[Tuning, Tuning]:
         seed=config.seed,
         dtype=dtype,
     )
-    steps = section.epochs * math.ceil(questions / section.batch_size)
+    own = {"has_dev": True, "dev_share": 0.0, "cross_fit": 0, "epochs": section.epochs, "batch_size": section.batch_size}
+    steps = choose(questions, **own).epochs * math.ceil(questions / section.batch_size)
     generator = dataclasses.replace(
         retriever,
         batch_size=section.batch_size,

@@ -34,6 +34,10 @@ class Passage:
     id: str
 
 
+NOTHING = Passage(-1, "", "", "", "")
+"""What the reader sees when there is nothing to read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """A question with its accepted answers, the first being the one trained on, its gold documents, and the further

@@ -16,6 +16,7 @@ from pydantic import (
     StrictBool,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -182,7 +183,8 @@ class Generator(Section):
 
 class Rag(Section):
     """The marginal, its decoding and the generator's input; `checkpoint` names a transformers RAG checkpoint: both
-    towers at once. `input_format: auto` is transformers' own where there is a checkpoint, else `generator.prompt`."""
+    towers at once. `input_format: auto` is transformers' own where there is a checkpoint, else `generator.prompt`. With
+    `null_passage` the answer without any passage is one more term of the marginal."""
 
     checkpoint: ModelReference | None = None
     marginal: Literal["sequence", "token"] = "sequence"
@@ -190,6 +192,7 @@ class Rag(Section):
     num_beams: Positive = 1
     input_format: Literal["auto", "prompt", "transformers"] = "auto"
     truncation: Literal["passage", "end"] = "passage"
+    null_passage: StrictBool = False
 
     @property
     def joins_like_transformers(self) -> bool:
@@ -221,7 +224,7 @@ class Finetune(Section):
     warmup_epochs: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
     warmup_learning_rate: Rate = 1e-4
     warmup_batch_size: Positive = 32
-    epochs: Positive = 3
+    epochs: Literal["auto"] | Positive = "auto"
     batch_size: Positive = 16
     micro_batch_size: Literal["auto"] | Positive = "auto"
     top_k: Positive | None = None
@@ -237,6 +240,12 @@ class Finetune(Section):
     max_train: Positive | None = None
     max_steps: Positive | None = None
     dev_limit: Positive | None = None
+    dev_share: Literal["auto"] | Annotated[float, Field(ge=0, lt=1, strict=True)] = "auto"
+    cross_fit: Annotated[int, Field(ge=0, strict=True)] = 0
+    distractors: Annotated[int, Field(ge=0, strict=True)] = 0
+    distillation: Annotated[float, Field(ge=0, strict=True)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
+    answers: Literal["first", "drawn"] = "first"
     synthetic: Annotated[int, Field(ge=0, strict=True)] = 0
     synthetic_kind: Literal["auto", "questions", "statements"] = "auto"
     synthetic_f1: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.5
@@ -245,6 +254,13 @@ class Finetune(Section):
     rollbacks: Annotated[int, Field(ge=0, strict=True)] = 2
     sample_answers: Annotated[int, Field(ge=0, strict=True)] = 3
     tracker: str | None = None
+
+    @field_validator("cross_fit")
+    @classmethod
+    def _two_folds_or_none(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("1: a question needs another fold to be retrieved from; say 0 (off), 2 or more")
+        return folds
 
 
 class Eval(Section):
@@ -290,6 +306,11 @@ class Config(Section):
             raise ValueError(f"retrieval.mode: {self.retrieval.mode} needs index.lexical: bm25 or tfidf, not none")
         if self.retrieval.mode == "lexical" and self.finetune.train == ("question_encoder",):
             raise ValueError("retrieval.mode: lexical uses no question encoder, yet finetune.train holds nothing else")
+        if self.finetune.distractors >= (self.finetune.top_k or self.retrieval.top_k):
+            raise ValueError(
+                f"finetune.distractors ({self.finetune.distractors}) must be below the passages of a training question "
+                f"({self.finetune.top_k or self.retrieval.top_k})"
+            )
         if self.rag.joins_like_transformers and self.generator.prompt != DEFAULT_PROMPT:
             raise ValueError(
                 "generator.prompt is not used where the input is joined as in transformers' RAG; "

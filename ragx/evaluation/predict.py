@@ -17,12 +17,10 @@ from ragx.evaluation.why import supported
 from ragx.index.store import Index
 from ragx.rag.model import Answered, RagModel
 from ragx.rag.retriever import Retrieval
-from ragx.records import Evidence, Example, Passage, Prediction, Progress
+from ragx.records import NOTHING, Evidence, Example, Passage, Prediction, Progress
 
 RETRIEVED_AT_ONCE = 20_000
 """Passages looked up in one go."""
-NOTHING = Passage(-1, "", "", "", "")
-"""What the reader sees when there is nothing to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +148,8 @@ def _prediction(
 ) -> Prediction:
     assert answered.reference_nll is not None and answered.reference_tokens is not None
     decoded, priors = answered.decoded[row], answered.retrieval.log_prior[row].exp().tolist()
-    read = list(zip(priors, decoded.posterior, strict=True))
+    real = len(answered.retrieval.passages[row]) - answered.retrieval.passages[row].count(NOTHING)
+    read = list(zip(priors, decoded.posterior, strict=True))[:real]
     return Prediction(
         id=example.id,
         question=example.question,

@@ -96,12 +96,22 @@ class Index:
         ids = np.full((len(questions), max(map(len, chosen), default=0) or 1), -1, dtype=np.int64)
         for row, found in zip(ids, chosen, strict=True):
             row[: len(found)] = found
-        return Candidates(ids, self._dense_scores(queries, ids, mode), self._lexical_scores(questions, ids, mode))
+        return Candidates(ids, self._dense_scores(queries, ids, mode), self.lexical_scores(questions, ids, mode))
 
     def corpus_lexical_scores(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """The lexical score of every passage: [B, N]."""
         lexical = self._require_lexical()
         return np.stack([lexical.all_scores(question) for question in questions])
+
+    def lexical_scores(self, questions: Sequence[str], ids: Ids, mode: Mode) -> NDArray[np.float32]:
+        """The lexical scores [B, C] of given passages; zeros in dense mode and where an id is -1."""
+        if mode == "dense":
+            return np.zeros(ids.shape, dtype=np.float32)
+        scores = np.zeros(ids.shape, dtype=np.float32)
+        for row, question, numbers in zip(scores, questions, ids, strict=True):
+            found = [int(number) for number in numbers if number >= 0]
+            row[: len(found)] = self._require_lexical().scores(question, found)
+        return scores
 
     def vectors(self, ids: Ids) -> Vectors:
         """The vectors [..., D] of passages; zeros where an id is -1."""
@@ -140,15 +150,6 @@ class Index:
         if mode == "lexical" or queries is None:
             return np.zeros(ids.shape, dtype=np.float32)
         return np.asarray(np.einsum("bd,bcd->bc", queries, self.vectors(ids)), dtype=np.float32)
-
-    def _lexical_scores(self, questions: Sequence[str], ids: Ids, mode: Mode) -> NDArray[np.float32]:
-        if mode == "dense":
-            return np.zeros(ids.shape, dtype=np.float32)
-        scores = np.zeros(ids.shape, dtype=np.float32)
-        for row, question, numbers in zip(scores, questions, ids, strict=True):
-            found = [int(number) for number in numbers if number >= 0]
-            row[: len(found)] = self._require_lexical().scores(question, found)
-        return scores
 
     def _require_lexical(self) -> LexicalIndex:
         if self._lexical is None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ragx.errors import ArtifactError, RagxError
+from ragx.rag.marginal import smoothed
 from ragx.rag.prompts import Prompt, make_template
 from ragx.rag.state import State
 from ragx.records import Passage
@@ -50,6 +51,7 @@ class Generator(ABC):
         chat = self.chats and tokenizer.chat_template is not None
         self.template = make_template(tokenizer, prompt, chat=chat)
         self.recompute = False
+        self.label_smoothing = 0.0
         self._scale = 1.0
 
     def answer_ids(self, answer: str) -> list[int]:
@@ -69,7 +71,8 @@ class Generator(ABC):
     def token_log_probs(self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Gold-token log-probabilities [N, T] in float32 and their mask [N, T], with gradient when it is enabled.
 
-        With `recompute`, what a batch needs for its backward pass is computed again there instead of kept.
+        With `recompute`, what a batch needs for its backward pass is computed again there instead of kept. With
+        `label_smoothing` only the gradient is that of smoothed labels.
         """
 
     @abstractmethod
@@ -153,7 +156,8 @@ class Generator(ABC):
 
         def project(rows: Tensor, tokens: Tensor) -> Tensor:
             log_probs = torch.log_softmax(self._logits(rows).float(), dim=-1)
-            return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            found = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            return smoothed(found, log_probs.mean(-1), self.label_smoothing) if self.label_smoothing else found
 
         slices = list(zip(torch.split(hidden, SLICE), torch.split(gold, SLICE), strict=True))
         if torch.is_grad_enabled() and len(slices) > 1:

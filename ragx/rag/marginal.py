@@ -13,6 +13,12 @@ def log_prior(scores: Tensor) -> Tensor:
     return torch.log_softmax(scores.float(), dim=-1)
 
 
+def with_null(log_prior: Tensor, bias: Tensor) -> Tensor:
+    """log-prior [B, K + 1] of K passages and, last, of none: p(none|x) = sigmoid(bias), the others share the rest."""
+    none = torch.nn.functional.logsigmoid(bias).expand(len(log_prior), 1)
+    return torch.cat([log_prior + torch.nn.functional.logsigmoid(-bias), none], dim=-1)
+
+
 def masked(token_log_probs: Tensor, mask: Tensor) -> Tensor:
     """Token log-probabilities [..., T] in float32, 0 where the mask is False."""
     return torch.where(mask, token_log_probs.float(), 0.0)
@@ -47,6 +53,22 @@ def log_likelihood(marginal: str, log_prior: Tensor, token_log_probs: Tensor, ma
 def sequence_posterior(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Tensor:
     """p(z|x,y) [B, K] under RAG-Sequence."""
     return torch.softmax(sequence_joint(log_prior, token_log_probs, mask), dim=-1)
+
+
+def distillation(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """KL(q || p(z|x)) [B] in nats with gradient towards the prior alone, q being p(z|x,y) as it were under a uniform
+    prior over the K passages: what the generator alone says of them (PDist of Izacard et al. 2022)."""
+    missing = torch.isneginf(log_prior)
+    alone = masked(token_log_probs.detach(), mask).sum(dim=-1).masked_fill(missing, -torch.inf)
+    target = torch.log_softmax(alone, dim=-1).masked_fill(missing, 0.0)
+    return (target.exp().masked_fill(missing, 0.0) * (target - log_prior.masked_fill(missing, 0.0))).sum(dim=-1)
+
+
+def smoothed(gold: Tensor, uniform: Tensor, epsilon: float) -> Tensor:
+    """log p of gold tokens [...] whose gradient is that of (1 - epsilon) * gold + epsilon * uniform, the mean of log p
+    over the vocabulary: label smoothing that leaves likelihoods and posteriors as they are."""
+    towards = epsilon * (uniform - gold)
+    return gold + towards - towards.detach()
 
 
 def running_posterior(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Tensor:

@@ -9,11 +9,22 @@ from torch import Tensor, nn
 from ragx.rag.beams import Stream
 from ragx.rag.decoding import Decoded, decode
 from ragx.rag.generator import Generator, Pair
-from ragx.rag.marginal import log_likelihood, masked, sequence_posterior, token_posterior
+from ragx.rag.marginal import (
+    distillation,
+    log_likelihood,
+    masked,
+    sequence_posterior,
+    token_posterior,
+    with_null,
+)
 from ragx.rag.retriever import Retrieval, Retriever
+from ragx.records import NOTHING
 
 PRUNE_BELOW = 0.6
 """Share of passages carrying the wanted posterior mass above which one ordinary pass is cheaper than two."""
+
+NULL_BIAS = -3.0
+"""Where the null bias starts: a twentieth of the prior."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +32,8 @@ class Loss:
     """The outcome of one batch of B questions.
 
     nll: [B] of -log p(y|x) in nats, with gradient; tokens [B] of the answers; retrieval and posterior [B, K] behind it;
-    kept [B], the share of the passages that carry the wanted posterior mass.
+    kept [B], the share of the passages that carry the wanted posterior mass; distillation [B] in nats, with gradient
+    towards the retriever alone.
     """
 
     nll: Tensor
@@ -29,6 +41,7 @@ class Loss:
     retrieval: Retrieval
     posterior: Tensor
     kept: Tensor
+    distillation: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +55,14 @@ class Answered:
 
 
 class RagModel(nn.Module):
-    """p(y|x) = sum_z p(z|x) p(y|x,z), with K passages a question."""
+    """p(y|x) = sum_z p(z|x) p(y|x,z), with K passages a question. With a null bias, a share of sigmoid(null_bias) goes
+    to the answer without any passage: the last of then K + 1."""
 
-    def __init__(self, retriever: Retriever, generator: Generator, marginal: str) -> None:
+    def __init__(
+        self, retriever: Retriever, generator: Generator, marginal: str, null_bias: float | None = None
+    ) -> None:
         super().__init__()
+        self.null_bias = None if null_bias is None else nn.Parameter(torch.tensor(float(null_bias)))
         self.retriever = retriever
         self.generator = generator
         self.generator_module = generator.model
@@ -53,16 +70,21 @@ class RagModel(nn.Module):
         self.kept_share = 1.0
 
     def forward(
-        self, questions: Sequence[str], answers: Sequence[str], k: int | None = None, posterior_mass: float = 1.0
+        self,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        k: int | None = None,
+        posterior_mass: float = 1.0,
+        retrieval: Retrieval | None = None,
     ) -> Loss:
-        """-log p(y|x) of each question's answer, with gradient when it is enabled.
+        """-log p(y|x) of each question's answer, with gradient when it is enabled, over `k` passages or `retrieval`.
 
         With `posterior_mass` below 1, and where that saves work, one pass without graph gives the posterior and with it
         the retriever's exact gradient, p(z|x) - p(z|x,y); the generator is then differentiated only on the passages
         that hold this share of the posterior, weighted by it. Whether that saves work is told by `kept_share`, which a
         training sets once a step from what was kept in the one before.
         """
-        retrieval = self.retriever(questions, k)
+        retrieval = self._with_null(retrieval or self.retriever(questions, k))
         pairs = pairs_of(questions, retrieval)
         ids = [self.generator.answer_ids(answer) for answer in answers]
         two_passes = torch.is_grad_enabled() and posterior_mass < 1.0 and self.kept_share < PRUNE_BELOW
@@ -73,7 +95,9 @@ class RagModel(nn.Module):
         kept = _kept(weights.amax(-1), posterior_mass)
         if two_passes:
             nll = nll + self._generator_gradient(pairs, ids, weights, kept)
-        return Loss(nll, mask[:, 0].sum(-1), retrieval, self._posterior(weights, mask), kept.float().mean(-1))
+        posterior, share = self._posterior(weights, mask), kept.float().mean(-1)
+        distilled = distillation(retrieval.log_prior, log_probs, mask)
+        return Loss(nll, mask[:, 0].sum(-1), retrieval, posterior, share, distilled)
 
     @torch.no_grad()
     def answer(
@@ -90,7 +114,7 @@ class RagModel(nn.Module):
 
         The passages are those of `retrieval`, where it is given; `stream` is called with one question's answer so far.
         """
-        retrieval = retrieval or self.retriever(questions)
+        retrieval = self._with_null(retrieval or self.retriever(questions))
         pairs = pairs_of(questions, retrieval)
         state = self.generator.start([pair for row in pairs for pair in row])
         decoded = decode(
@@ -108,6 +132,15 @@ class RagModel(nn.Module):
         log_probs, mask = self._reshape(*self.generator.score(state, self._repeat(ids, pairs)), len(pairs))
         nll = -log_likelihood(self.marginal, retrieval.log_prior, log_probs, mask)
         return Answered(decoded, retrieval, nll.tolist(), [len(answer) for answer in ids])
+
+    def _with_null(self, retrieval: Retrieval) -> Retrieval:
+        """The retrieval with no passage as its last, where there is a share for it."""
+        if self.null_bias is None:
+            return retrieval
+        rows = [[*row, NOTHING] for row in retrieval.passages]
+        score = self.null_bias + retrieval.scores.logsumexp(-1, keepdim=True)
+        log_prior = with_null(retrieval.log_prior, self.null_bias)
+        return Retrieval(rows, torch.cat([retrieval.scores, score], dim=-1), log_prior)
 
     def _log_probs(self, pairs: list[list[Pair]], ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Gold-token log-probabilities and mask, [B, K, T]."""

@@ -107,6 +107,32 @@ class Retriever(nn.Module):
         prior = retrieval.log_prior[:, :k] if self.settings.prior == "corpus" else log_prior(scores)
         return Retrieval([row[:k] for row in retrieval.passages], scores, prior)
 
+    def columns(self, retrieval: Retrieval, columns: Tensor) -> Retrieval:
+        """Some of the hits of each question, by their columns [B, k]."""
+        scores = retrieval.scores.gather(1, columns.to(self._device))
+        own = retrieval.log_prior.gather(1, columns.to(self._device))
+        prior = own if self.settings.prior == "corpus" else log_prior(own)
+        passages = [[row[j] for j in chosen] for row, chosen in zip(retrieval.passages, columns.tolist(), strict=True)]
+        return Retrieval(passages, scores, prior)
+
+    def over(self, questions: Sequence[str], ids: Tensor, offsets: Tensor | None = None) -> Retrieval:
+        """Given passages [B, k] of each question with their current scores, `offsets` [B, k] added to log p(z|x)."""
+        with torch.autocast(self._device.type, enabled=False):
+            queries = None if self.settings.mode == "lexical" else self.encoder.forward(questions)
+            if self.settings.prior == "corpus":
+                over_all = self.corpus_scores(queries, questions)
+                chosen = ids.to(self._device)
+                scores, prior = over_all.gather(1, chosen), log_prior(over_all).gather(1, chosen)
+            else:
+                lexical = self.index.lexical_scores(questions, ids.numpy(), self.settings.mode)
+                scores = self._scores(queries, ids, torch.from_numpy(lexical))
+                prior = log_prior(scores)
+        if offsets is not None:
+            moved = prior + offsets.to(self._device)
+            prior = moved if self.settings.prior == "corpus" else log_prior(moved)
+        found = self.index.passages(ids.reshape(-1).tolist())
+        return Retrieval([[found[number] for number in row] for row in ids.tolist()], scores, prior)
+
     def _over_hits(self, queries: Tensor | None, questions: Sequence[str], k: int) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, scores and log-prior [B, k], the prior normalised over the k hits."""
         detached = None if queries is None else queries.detach().cpu().numpy()
@@ -116,13 +142,18 @@ class Retriever(nn.Module):
             scores = self.prior(torch.from_numpy(found.dense).to(self._device), lexical.to(self._device)).cpu()
             scores = scores.masked_fill(ids < 0, -torch.inf)
             order = torch.argsort(scores, dim=-1, descending=True, stable=True)[:, :k]
-        ids, lexical = ids.gather(1, order), lexical.gather(1, order).to(self._device)
+        ids = ids.gather(1, order)
+        scores = self._scores(queries, ids, lexical.gather(1, order))
+        return ids, scores, log_prior(scores)
+
+    def _scores(self, queries: Tensor | None, ids: Tensor, lexical: Tensor) -> Tensor:
+        """The scores [B, k] of passages; -inf where an id is -1."""
+        lexical = lexical.to(self._device)
         dense = torch.zeros_like(lexical)
         if queries is not None:
             vectors = torch.from_numpy(self.index.vectors(ids.numpy())).to(self._device)
             dense = torch.einsum("bd,bkd->bk", queries, vectors)
-        scores = self.prior(dense, lexical).masked_fill(ids.to(self._device) < 0, -torch.inf)
-        return ids, scores, log_prior(scores)
+        return Tensor(self.prior(dense, lexical)).masked_fill(ids.to(self._device) < 0, -torch.inf)
 
     def _over_corpus(self, queries: Tensor | None, questions: Sequence[str], k: int) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, scores and log-prior [B, k], the prior normalised over all passages."""

@@ -69,6 +69,8 @@ def _require_theirs(config: Config) -> None:
         problems.append(f"retrieval.mode: {config.retrieval.mode}: their prior is of vectors alone; say dense")
     if config.retrieval.prior != "topk":
         problems.append(f"retrieval.prior: {config.retrieval.prior}: theirs is normalised over the hits; say topk")
+    if config.rag.null_passage:
+        problems.append("rag.null_passage: true: theirs has no answer without a passage; say false, and train with it")
     if config.rag.decoding != "thorough":
         problems.append(f"rag.decoding: {config.rag.decoding}: theirs is thorough; say thorough")
     if not config.rag.joins_like_transformers:

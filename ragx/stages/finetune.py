@@ -6,10 +6,12 @@ import dataclasses
 import json
 import logging
 import math
+import random
 import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ragx.rag.retriever import Retriever
     from ragx.training.checkpoints import Position
     from ragx.training.loop import TrainSettings
+    from ragx.training.policy import Policy
     from ragx.training.warmup import Supervised, WarmupSettings
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ def finetune(
     Raises:
         RagxError: data, index, model or machine are at fault; checkpoints and the former model stay.
     """
+    from ragx.training.crossfit import open_hits
     from ragx.training.loop import train
     from ragx.training.processes import Processes
 
@@ -60,15 +64,24 @@ def finetune(
     with processes.before_others(processes.is_first_on_host):  # models are fetched, questions written once
         examples, dev = _training_data(config)
         synthetic = synthetic_questions(config, examples, dev, dry_run=dry_run, progress=progress)
-        examples = [*examples, *synthetic]
-        model = open_model(config, "base", prepare=_prepare_training)
+        policy = _policy(config, len(examples) + len(synthetic), has_dev=bool(dev))
+        model = open_model(config, "base", prepare=partial(_prepare_training, few=policy.few))
+    synthetic = _fitting(synthetic, model.generator, config)
     examples = _fitting(examples, model.generator, config)
-    settings = _train_settings(config)
+    if not examples and not synthetic:
+        limit = config.generator.max_answer_tokens
+        raise DataError(f"{config.data.train}: every answer exceeds generator.max_answer_tokens: {limit}; raise it")
+    if policy.held_out:
+        examples, synthetic, dev = _hold_out(examples, synthetic, policy.held_out, config)
+    examples = [*examples, *synthetic]
+    settings = _train_settings(config, policy)
     plan = _plan(config, model, examples, dev, settings, synthetic=len(synthetic))
     several = f", by {processes.count} processes" if processes.count > 1 else ""
+    log.info("%s", policy.text)
     log.info("%s%s", plan["text"], several)
+    plan["policy"] = policy.text
     if dry_run:
-        return plan | _estimate(config, model, examples, dev, settings, processes.count)
+        return plan | _estimate(config, model, examples, dev, settings, processes.count, policy.folds)
     folder = config.run_dir / "training"
     with lock(config.run_dir / ".training.lock", "this model") if processes.is_first else nullcontext():
         with processes.before_others(processes.is_first):
@@ -78,9 +91,11 @@ def finetune(
             write_text(config.run_dir / "config.yaml", dump_config(config))
             if not going_on:
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-                _warm_up(config, model, examples, dev, progress)
+                _warm_up(config, model, examples, dev, policy.folds, progress)
+        processes.wait()
+        hits = open_hits(folder / "checkpoints" / "hits")
         where = {"plan": plan["fingerprint"], "resume": going_on}
-        position = train(model, examples, dev, settings, folder, processes, progress=progress, **where)
+        position = train(model, examples, dev, settings, folder, processes, progress=progress, hits=hits, **where)
         seconds = time.monotonic() - started
         if processes.is_first:
             _draw_curves(folder)
@@ -132,13 +147,38 @@ def _training_data(config: Config) -> tuple[list[Example], list[Example]]:
     examples = [] if config.data.train is None else read_examples(config.data.train, config.data.on_error)
     examples = examples[: config.finetune.max_train]
     dev = [] if config.data.dev is None else read_examples(config.data.dev, config.data.on_error)
-    if not dev:
-        log.warning("no data.dev: training runs to its end and keeps the last weights")
     return examples, dev[: config.finetune.dev_limit]
 
 
+def _policy(config: Config, questions: int, *, has_dev: bool) -> Policy:
+    """What follows from the number of training questions."""
+    from ragx.training.policy import choose
+
+    section = config.finetune
+    return choose(
+        questions,
+        has_dev=has_dev,
+        batch_size=section.batch_size,
+        epochs=section.epochs,
+        dev_share=section.dev_share,
+        cross_fit=section.cross_fit,
+    )
+
+
+def _hold_out(
+    examples: list[Example], synthetic: list[Example], count: int, config: Config
+) -> tuple[list[Example], list[Example], list[Example]]:
+    """`count` questions drawn by seed as a dev set, the user's own where there are enough of them."""
+    pool = examples if len(examples) > count else synthetic
+    drawn = {example.id for example in random.Random(config.seed).sample(pool, min(count, len(pool) - 1))}
+    held_out = [example for example in pool if example.id in drawn][: config.finetune.dev_limit]
+    rest = [example for example in pool if example.id not in drawn]
+    return (rest, synthetic, held_out) if pool is examples else (examples, rest, held_out)
+
+
 def _fitting(examples: list[Example], generator: Generator, config: Config) -> list[Example]:
-    """Examples whose answer fits the budget; `data.on_error: skip` leaves the others out."""
+    """Examples whose answer fits the budget; `data.on_error: skip` leaves the others out. Where answers are drawn, the
+    further ones need not fit."""
     limit = config.generator.max_answer_tokens
     lengths = [len(generator.answer_ids(example.answers[0])) for example in examples]
     over = [(length, example.id) for length, example in zip(lengths, examples, strict=True) if length > limit]
@@ -150,12 +190,15 @@ def _fitting(examples: list[Example], generator: Generator, config: Config) -> l
     if over:
         log.warning("left out %d training questions whose answer exceeds %d tokens", len(over), limit)
     kept = [example for length, example in zip(lengths, examples, strict=True) if length <= limit]
-    if not kept:
-        raise DataError(f"{config.data.train}: every answer exceeds generator.max_answer_tokens: {limit}; raise it")
-    return kept
+    if config.finetune.answers == "first":
+        return kept
+    return [
+        dataclasses.replace(e, answers=tuple(a for a in e.answers if len(generator.answer_ids(a)) <= limit))
+        for e in kept
+    ]
 
 
-def _train_settings(config: Config) -> TrainSettings:
+def _train_settings(config: Config, policy: Policy) -> TrainSettings:
     from ragx.training.loop import TrainSettings
 
     section = config.finetune
@@ -164,12 +207,18 @@ def _train_settings(config: Config) -> TrainSettings:
     micro = math.ceil(section.batch_size / math.ceil(section.batch_size / micro))
     shared = {field.name for field in dataclasses.fields(TrainSettings)} & set(type(section).model_fields)
     values = {name: getattr(section, name) for name in shared}
-    values |= {"top_k": top_k, "micro_batch_size": micro, "seed": config.seed, "dtype": compute_dtype(config)}
+    values |= {
+        "epochs": policy.epochs,
+        "top_k": top_k,
+        "micro_batch_size": micro,
+        "seed": config.seed,
+        "dtype": compute_dtype(config),
+    }
     return TrainSettings(**values)
 
 
-def _prepare_training(config: Config, retriever: Retriever, generator: Generator) -> None:
-    """Freeze what is not trained; wrap the generator with LoRA where wanted."""
+def _prepare_training(config: Config, retriever: Retriever, generator: Generator, *, few: bool) -> None:
+    """Freeze what is not trained; wrap the generator with LoRA where wanted, or where questions are few."""
     from ragx.rag.causal import CausalGenerator
     from ragx.rag.generators import add_lora
 
@@ -178,8 +227,9 @@ def _prepare_training(config: Config, retriever: Retriever, generator: Generator
     retriever.question_encoder.requires_grad_("question_encoder" in trained)
     generator.model.requires_grad_("generator" in trained)
     generator.recompute = section.gradient_checkpointing
-    large = isinstance(generator, CausalGenerator) or generator.parameters_count >= WHOLE_BELOW
-    wanted = large if section.lora == "auto" else section.lora
+    generator.label_smoothing = section.label_smoothing
+    adapted = few or isinstance(generator, CausalGenerator) or generator.parameters_count >= WHOLE_BELOW
+    wanted = adapted if section.lora == "auto" else section.lora
     if wanted and "generator" in trained:
         lora = wanted if isinstance(wanted, Lora) else Lora()
         import torch
@@ -234,9 +284,16 @@ def _plan(
 
 
 def _warm_up(
-    config: Config, model: RagModel, examples: Sequence[Example], dev: Sequence[Example], progress: Progress
+    config: Config,
+    model: RagModel,
+    examples: Sequence[Example],
+    dev: Sequence[Example],
+    folds: int,
+    progress: Progress,
 ) -> None:
-    """Train the retriever alone first, where there is something to learn from."""
+    """Train the retriever alone first, where there is something to learn from; before, on `folds` of the questions,
+    which gives their hits in training, and the number of epochs where there is no dev set."""
+    from ragx.training.crossfit import cross_fit, hits_of, save_hits
     from ragx.training.warmup import warm_up
 
     lesson = _lesson(config, model, examples, dev)
@@ -247,7 +304,18 @@ def _warm_up(
         log.warning("no retriever warm-up: no training question has gold documents or an answer found in a passage")
         return
     log.info("retriever warm-up on %d of %d questions against all passages", len(train), len(examples))
+    if not folds:
+        warm_up(model.retriever, train, held_out, settings, progress)
+        return
+    width = config.finetune.top_k or config.retrieval.top_k
+    if config.finetune.distractors:
+        width = min(max(width, config.retrieval.candidates), model.retriever.index.passages_count)
+    ids, log_prior, epochs = cross_fit(model.retriever, examples, train, settings, folds, width, progress)
+    if not held_out:
+        settings = dataclasses.replace(settings, epochs=epochs)
     warm_up(model.retriever, train, held_out, settings, progress)
+    hits = hits_of(model.retriever, examples, ids, log_prior)
+    save_hits(config.run_dir / "training" / "checkpoints" / "hits", hits)
 
 
 def _lesson(
@@ -280,15 +348,18 @@ def _estimate(
     dev: Sequence[Example],
     settings: TrainSettings,
     processes: int,
+    folds: int,
 ) -> dict[str, Any]:
     """Seconds and bytes that the training will take."""
     from ragx.training.estimate import estimate
 
     lesson = _lesson(config, model, examples, dev)
     found = estimate(model, examples, dev, settings, lesson if lesson and lesson[0] else None, processes)
-    phases = {"warm_up": found.warm_up, "steps": found.steps, "evaluations": found.evaluations}
+    warm_up = found.warm_up * max(1, folds)  # each fold's takes a fold less, and there is one more
+    phases = {"warm_up": warm_up, "steps": found.steps, "evaluations": found.evaluations}
     return {
-        "seconds": {name: round(value, 1) for name, value in phases.items()} | {"total": round(found.seconds, 1)},
+        "seconds": {name: round(value, 1) for name, value in phases.items()}
+        | {"total": round(sum(phases.values()), 1)},
         "memory_bytes": found.memory,
     }
 
@@ -313,6 +384,7 @@ def _write_model(config: Config, model: RagModel, plan: dict[str, Any], position
         "ragx": version("ragx"),
         "mode": config.retrieval.mode,
         "prior": model.retriever.prior.values(),
+        "null_bias": None if model.null_bias is None else float(model.null_bias.detach()),
         "adapter": adapter,
         "base_generator": model_fingerprint(pretrained_folders(config)[1]),
         "passage_encoder": model.retriever.index.manifest["encoder"],
@@ -335,6 +407,7 @@ def _card(config: Config, plan: dict[str, Any], facts: dict[str, Any], position:
         "question encoder": config.rag.checkpoint or config.encoder.model,
         "generator": f"{config.rag.checkpoint or config.generator.model}{' (LoRA adapter here)' * facts['adapter']}",
         "prior": json.dumps(facts["prior"]),
+        "null bias": facts["null_bias"],
         "weights": f"of step {position.weights_step} of {plan['steps']}",
         "rollbacks": position.rollbacks,
         "time": f"{seconds / 60:.1f} minutes",

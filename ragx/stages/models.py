@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ragx.rag.retriever import Retriever
 
 MODEL_KIND = "ragx model"
-TunedParts = tuple[Path, Path, Path | None, tuple[float, float]]
+TunedParts = tuple[Path, Path, Path | None, tuple[float, float], float | None]
 Prepare = Callable[[Config, "Retriever", "Generator"], None]
 
 
@@ -183,15 +183,16 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     import torch
 
     from ragx.rag.generators import load_generator
-    from ragx.rag.model import RagModel
+    from ragx.rag.model import NULL_BIAS, RagModel
     from ragx.rag.retriever import RetrievalSettings, Retriever, starting_prior
 
     which = resolve_which(config, which)
     index = open_index(config)
     encoder_folder, weights = pretrained_folders(config)
     adapter, prior = None, (config.retrieval.temperature, config.retrieval.lexical_weight)
+    null_bias = NULL_BIAS if config.rag.null_passage else None
     if which == "tuned":
-        encoder_folder, weights, adapter, prior = _tuned_parts(config, index, weights)
+        encoder_folder, weights, adapter, prior, null_bias = _tuned_parts(config, index, weights)
     encoder = _encoder(config, encoder_folder, "query")
     section = config.retrieval
     settings = RetrievalSettings(section.mode, section.top_k, section.candidates, section.prior)
@@ -207,7 +208,7 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     )
     if prepare is not None:
         prepare(config, retriever, generator)
-    return RagModel(retriever, generator, config.rag.marginal).to(compute_device(config))
+    return RagModel(retriever, generator, config.rag.marginal, null_bias).to(compute_device(config))
 
 
 def _prompt(config: Config, encoder: Encoder, generator: Path) -> Prompt:
@@ -228,7 +229,8 @@ def _prompt(config: Config, encoder: Encoder, generator: Path) -> Prompt:
 
 
 def _tuned_parts(config: Config, index: Index, base_generator: Path) -> TunedParts:
-    """Question encoder, generator, adapter and prior of the tuned model, checked against index and base generator."""
+    """Question encoder, generator, adapter, prior and null bias of the tuned model, checked against index and base
+    generator."""
     from ragx.models import model_fingerprint
 
     folder = config.run_dir / "model"
@@ -244,9 +246,13 @@ def _tuned_parts(config: Config, index: Index, base_generator: Path) -> TunedPar
             f"{folder}: tuned with retrieval.mode {manifest['mode']}, configured is {config.retrieval.mode}; "
             "run: ragx finetune"
         )
+    null_bias = manifest.get("null_bias")
+    if (null_bias is not None) != config.rag.null_passage:
+        was = str(null_bias is not None).lower()
+        raise ArtifactError(f"{folder}: tuned with rag.null_passage: {was}; say so, or run: ragx finetune")
     prior = (manifest["prior"]["temperature"], manifest["prior"]["lexical_weight"])
     if not manifest["adapter"]:
-        return folder / "question_encoder", folder / "generator", None, prior
+        return folder / "question_encoder", folder / "generator", None, prior, null_bias
     if manifest["base_generator"] != model_fingerprint(base_generator):
         raise ArtifactError(f"{folder}: its adapter was trained on another generator; run: ragx finetune")
-    return folder / "question_encoder", base_generator, folder / "generator", prior
+    return folder / "question_encoder", base_generator, folder / "generator", prior, null_bias

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import math
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 
 from ragx.errors import ConfigError, RagxError
 from ragx.rag.model import Loss, RagModel
+from ragx.rag.retriever import Retrieval
 from ragx.records import Example, Progress
 from ragx.training import checkpoints, watch
 from ragx.training.checkpoints import Position
+from ragx.training.crossfit import Hits, TrainingRetrieval
 from ragx.training.processes import Processes
 from ragx.training.watch import Monitor
 
@@ -32,7 +35,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """Epochs, questions a step and a pass, learning rates, and where to stop."""
+    """Epochs, questions a step and a pass, learning rates, where to stop, and what is added to the plain loss: the
+    weight of the retriever's distillation, passages of K that are drawn, whether answers are drawn."""
 
     epochs: int
     batch_size: int
@@ -53,6 +57,9 @@ class TrainSettings:
     dtype: torch.dtype
     max_steps: int | None = None
     tracker: str | None = None
+    distillation: float = 0.0
+    distractors: int = 0
+    answers: str = "first"
 
     def steps(self, questions: int) -> int:
         """Optimizer steps of the whole training."""
@@ -79,8 +86,11 @@ def train(
     plan: str,
     resume: bool,
     progress: Progress,
+    hits: Hits | None = None,
 ) -> Position:
     """Train `model` in place and leave it at its best dev NLL (at the end, where there is no dev set).
+
+    Training questions are answered from `hits`, where they are given, else from what the retriever finds.
 
     Checkpoints go to `folder`/checkpoints, one line a step to `folder`/metrics.jsonl, sample answers to
     `folder`/samples.jsonl. A collapse (`watch.alarm`) brings back the best weights.
@@ -88,7 +98,7 @@ def train(
     Raises:
         RagxError: the loss is not finite and no rollback is left; the last checkpoint stays as it was.
     """
-    joint = _Joint(model, examples, dev, settings, folder, plan, processes)
+    joint = _Joint(model, examples, dev, settings, folder, plan, processes, hits)
     joint.begin(resume)
     total, first, started = joint.total, joint.position.step, time.monotonic()
     while joint.position.step < total and joint.position.bad_epochs < settings.patience:
@@ -120,10 +130,12 @@ class _Joint:
         folder: Path,
         plan: str,
         processes: Processes,
+        hits: Hits | None,
     ) -> None:
         self.model, self.examples, self.dev, self.settings = model, examples, dev, settings
         self.folder, self.plan, self.processes = folder, plan, processes
         self.total = settings.steps(len(examples))
+        self.retrieval = TrainingRetrieval(examples, hits, settings.distractors, settings.seed)
         self.optimizer, self.schedule = optimizer_of(model, settings, self.total)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.position = Position()
@@ -206,8 +218,10 @@ class _Joint:
 
     def _backward(self, batch: Sequence[Example], rows: range) -> tuple[range, Tensor]:
         part = batch[rows.start : rows.stop]
-        loss = forward(self.model, part, self.settings)
-        torch.autograd.backward(loss.nll.sum() / len(batch))
+        retrieval = self.retrieval.retrieve(self.model.retriever, part, self.settings.top_k, self.position.step)
+        loss = forward(self.model, part, self.settings, retrieval)
+        objective = loss.nll + self.settings.distillation * loss.distillation
+        torch.autograd.backward(objective.sum() / len(batch))
         return rows, watch.rows_of(loss, part)
 
     def look(self) -> None:
@@ -326,11 +340,13 @@ class _Joint:
             self.tracker.end_training()
 
 
-def forward(model: RagModel, part: Sequence[Example], settings: TrainSettings) -> Loss:
+def forward(
+    model: RagModel, part: Sequence[Example], settings: TrainSettings, retrieval: Retrieval | None = None
+) -> Loss:
     """The loss of some questions on their first answers, in the dtype of the settings."""
     with autocast(model, settings):
         questions, answers = [e.question for e in part], [e.answers[0] for e in part]
-        loss: Loss = model(questions, answers, settings.top_k, settings.posterior_mass)
+        loss: Loss = model(questions, answers, settings.top_k, settings.posterior_mass, retrieval)
         return loss
 
 
@@ -347,10 +363,17 @@ def dev_monitor(model: RagModel, dev: Sequence[Example], settings: TrainSettings
 
 
 def batch_of(examples: Sequence[Example], settings: TrainSettings, epoch: int, offset: int) -> list[Example]:
-    """Batch number `offset` of an epoch, whose order follows from the seed alone."""
+    """Batch number `offset` of an epoch, whose order and drawn answers follow from the seed alone."""
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
     order = torch.randperm(len(examples), generator=generator).tolist()
-    return [examples[row] for row in order[offset * settings.batch_size : (offset + 1) * settings.batch_size]]
+    batch = [examples[row] for row in order[offset * settings.batch_size : (offset + 1) * settings.batch_size]]
+    return batch if settings.answers == "first" else [with_drawn_answer(e, settings.seed, epoch) for e in batch]
+
+
+def with_drawn_answer(example: Example, seed: int, epoch: int) -> Example:
+    """The example with one of its answers alone, drawn by seed, epoch and question."""
+    drawn = random.Random(f"{seed} {epoch} {example.id}").choice(example.answers)
+    return dataclasses.replace(example, answers=(drawn,))
 
 
 def cut(questions: int, most: int, processes: int) -> list[range]:
@@ -391,6 +414,8 @@ def optimizer_of(
         others = [parameter for parameter in parameters if parameter.ndim <= 1]
         groups += [{"params": matrices, "lr": rate, "weight_decay": decay}] if matrices else []
         groups += [{"params": others, "lr": rate, "weight_decay": 0.0}] if others else []
+    if model.null_bias is not None:
+        groups.append({"params": [model.null_bias], "lr": settings.prior_learning_rate, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups)
     warm = max(1, round(settings.warmup_ratio * total))
     schedule = torch.optim.lr_scheduler.LambdaLR(

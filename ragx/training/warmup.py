@@ -65,8 +65,9 @@ def warm_up(
     dev: Sequence[Supervised],
     settings: WarmupSettings,
     progress: Progress,
-) -> None:
-    """Train question encoder and prior; the epoch with the lowest dev loss is kept, where there is a dev set."""
+) -> int:
+    """Train question encoder and prior; the epoch with the lowest dev loss is kept, where there is a dev set, else the
+    last. Returns which it was, 0 being the start."""
     encoder = [p for p in retriever.question_encoder.parameters() if p.requires_grad]
     prior = [p for p in retriever.prior.parameters() if p.requires_grad]
     groups = [
@@ -76,7 +77,7 @@ def warm_up(
     optimizer = torch.optim.AdamW(groups)
     total = settings.epochs * -(-len(train) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / total))
-    best, best_state, bad, done = corpus_nll(retriever, dev), _snapshot(retriever), 0, 0
+    best, best_state, bad, done, kept = corpus_nll(retriever, dev), snapshot(retriever), 0, 0, 0
     for epoch in range(settings.epochs):
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed + epoch)).tolist()
         for start in range(0, len(order), settings.batch_size):
@@ -95,10 +96,11 @@ def warm_up(
             if bad == PATIENCE:
                 break
         else:
-            best, best_state, bad = nll, _snapshot(retriever), 0
+            best, best_state, bad, kept = nll, snapshot(retriever), 0, epoch + 1
     retriever.load_state_dict(best_state)
     log.info("retriever warm-up: %d epochs, dev -log p(gold passage) %.3f nats", epoch + 1, best)
     progress("retriever warm-up", total, total)
+    return kept
 
 
 @torch.no_grad()
@@ -116,5 +118,6 @@ def retriever_loss(retriever: Retriever, batch: Sequence[Supervised]) -> Tensor:
     return torch.stack([-log_probs[row, list(item.positives)].logsumexp(0) for row, item in enumerate(batch)])
 
 
-def _snapshot(retriever: Retriever) -> dict[str, Tensor]:
+def snapshot(retriever: Retriever) -> dict[str, Tensor]:
+    """A copy of the retriever's weights."""
     return {name: value.detach().clone() for name, value in retriever.state_dict().items()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ragx.rag.model import Loss
-from ragx.records import Example
+from ragx.records import NOTHING, Example
 
 FIXED_COLUMNS = 5
 DIVERGED = 2.0
@@ -38,10 +38,11 @@ class Monitor:
 def rows_of(loss: Loss, examples: Sequence[Example]) -> Tensor:
     """What `monitor_of` needs of B questions, [B, 5 + K]: nll, tokens, P(gold), prior entropy, share of passages kept,
     and the numbers of the passages."""
-    passages = loss.retrieval.passages
-    prior = torch.softmax(loss.retrieval.log_prior.detach().double(), dim=-1)
+    passages = [[passage for passage in row if passage != NOTHING] for row in loss.retrieval.passages]
+    log_prior = loss.retrieval.log_prior.detach().double()[:, : len(passages[0])]
+    prior = torch.softmax(log_prior, dim=-1)
     gold = [[p.document_id in example.doc_ids for p in row] for example, row in zip(examples, passages, strict=True)]
-    p_gold = (loss.retrieval.log_prior.detach().double().exp().cpu() * torch.tensor(gold)).sum(-1)
+    p_gold = (log_prior.exp().cpu() * torch.tensor(gold)).sum(-1)
     columns = [loss.nll.detach(), loss.tokens, p_gold, torch.special.entr(prior).sum(-1), loss.kept]
     fixed = torch.stack([column.double().cpu() for column in columns], dim=-1)
     numbers = torch.tensor([[passage.number for passage in row] for row in passages], dtype=torch.float64)

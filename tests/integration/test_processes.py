@@ -50,10 +50,15 @@ def two_runs(path, tmp_path):
     return configs
 
 
-@pytest.mark.parametrize(("kind", "mass", "count"), [("causal", 1.0, 2), ("t5", 0.9, 3)], ids=["lora", "pruned"])
-def test_losses_of_one_process(kind, mass, count, tiny_config, tmp_path, ragx):
+OPTIONS = {"posterior_mass": 0.9, "cross_fit": 2, "distractors": 1, "distillation": 0.5, "answers": "drawn"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "count"), [("causal", {"posterior_mass": 1.0}, 2), ("t5", OPTIONS, 3)], ids=["lora", "pruned"]
+)
+def test_losses_of_one_process(kind, options, count, tiny_config, tmp_path, ragx):
     """12 questions in batches of 5, the last of 2: shares are uneven, and one of three processes may have none."""
-    path = tiny_config(kind, retrieval={"top_k": 3}, finetune={**TRAINING, "posterior_mass": mass})
+    path = tiny_config(kind, retrieval={"top_k": 3}, finetune={**TRAINING, **options})
     one, two = two_runs(path, tmp_path)
     finetune(one)
     done = ragx("finetune", "-c", path, "--set", f"output_dir={tmp_path / 'two'}", "--json", processes=count)

@@ -286,3 +286,10 @@ def test_dump_keeps_text_text(load, text):
     config = load(LEAST + f"encoder: {{query_prefix: {json.dumps(text)}}}\n")
     assert config.encoder.query_prefix == text
     assert load(dump_config(config)) == config
+
+
+def test_options_of_training_that_cannot_be(load):
+    (problem,) = problems(load, LEAST + "finetune: {cross_fit: 1}\n")
+    assert problem.startswith(":3:12: finetune.cross_fit: 1: a question needs another fold")
+    (problem,) = problems(load, LEAST + "finetune: {distractors: 3}\nretrieval: {top_k: 3}\n")
+    assert "finetune.distractors (3) must be below the passages of a training question (3)" in problem
