@@ -43,7 +43,7 @@ def main() -> None:
     found: list[Prediction] = []
 
     def ours() -> None:
-        found[:], _ = predict(lambda: model, examples, how, PredictionCache(None), no_progress)
+        found[:] = predict(lambda: model, examples, how, PredictionCache(None), no_progress)
 
     def theirs() -> None:
         for pairs, prior in zip(rows, priors, strict=True):

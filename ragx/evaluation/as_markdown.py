@@ -55,6 +55,11 @@ def _parts(report: Report) -> Iterator[str]:
     missing = sum(p.missing for p in report.predictions)
     if missing:
         yield f"**{missing} questions have no prediction and count as wrong.**"
+    if report.seeds is not None:
+        yield (
+            f"Figures are means over {len(report.seeds.runs)} seeds; questions and outcomes are those of the middle "
+            f"one, {inline(report.seeds.shown)}."
+        )
     if report.gates:
         rows = [(g.verdict, g.metric, inline(g.rule), inline(g.reason)) for g in report.gates]
         yield "## Gates\n\n" + _table(("", "metric", "rule", "why"), rows)
@@ -65,15 +70,20 @@ def _parts(report: Report) -> Iterator[str]:
 
 
 def _metrics(report: Report) -> str:
-    changed = report.differences
+    changed, seeds = report.differences, report.seeds
     header = ["metric", "value", "interval", *(["change", "its interval"] if changed else []), "detectable"]
+    header += ["by seed", "deviation"] if seeds else []
     rows = []
     for name, value in report.metrics.items():
         row = [name, f"{value.value:.3f}", f"{value.low:.3f} - {value.high:.3f}"]
         if changed is not None:
             found = changed.get(name)
             row += [f"{found.value:+.3f}", f"{found.low:+.3f} to {found.high:+.3f}"] if found else ["", ""]
-        rows.append((*row, f"{value.detectable:.3f}"))
+        row.append(f"{value.detectable:.3f}")
+        if seeds is not None:
+            each = seeds.spread[name]
+            row += [", ".join(f"{found:.3f}" for found in each.values), f"{each.deviation:.3f}"]
+        rows.append(row)
     return _table(header, rows)
 
 
