@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ragx.artifacts import untrusted
-from ragx.evaluation.report import primary_metric
+from ragx.evaluation.report import judged, primary_metric
 from ragx.evaluation.why import ranked_losses
 from ragx.records import Report
 
@@ -49,7 +49,7 @@ def inline(text: str) -> str:
 
 
 def _parts(report: Report) -> Iterator[str]:
-    yield f"# {inline(report.split)}, {inline(report.model)} model: {report.n} questions"
+    yield f"# {inline(report.split)}, {inline(judged(report))}: {report.n} questions"
     if report.limit is not None:
         yield f"**Smoke run: only {report.limit} questions. It passes no gate and is no baseline.**"
     missing = sum(p.missing for p in report.predictions)

@@ -126,6 +126,13 @@ def make_report(
     )
 
 
+def judged(report: Report) -> str:
+    """What the figures are of, for headlines."""
+    if report.seeds is not None:
+        return f"mean over {len(report.seeds.runs)} seeds"
+    return "rescored predictions" if report.model == "rescored" else f"{report.model} model"
+
+
 def primary_metric(report: Report) -> str | None:
     """The metric that questions are ranked by: f1 where it is computed, else the first with a score a question."""
     return ranking_metric(report.predictions, list(report.metrics))

@@ -60,7 +60,11 @@ HOMES = {
     "typer": ("cli.",),
     "rich": ("cli.",),
 }
-LATE = {"cli.ask": {"readline"}, "corpus.streams": {"backports", "compression"}}  # by version of Python
+LATE = {
+    "cli.ask": {"readline"},
+    "corpus.streams": {"backports", "compression"},  # by version of Python
+    "__main__": {"ragx.cli.main"},  # what cannot be imported there must not look like a failed gate
+}
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 
