@@ -43,6 +43,11 @@ class Metric:
         return self.name in ("nll", "ece", "aurc") or self.timed
 
     @property
+    def bounded(self) -> bool:
+        """Whether it is the mean of scores from 0 to 1, one a question."""
+        return self.needs in ("answer", "hits") and self.name not in ("bleu", "chrf", "chrf++")
+
+    @property
     def timed(self) -> bool:
         """Whether it is a time, which belongs to a machine and not to predictions."""
         return self.needs == "seconds"

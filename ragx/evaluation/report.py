@@ -83,7 +83,8 @@ def make_report(
     errors = {name: seed_error(values) for name, values in scored.values.items()}
     if before is not None:
         errors |= {f"{name} changed": seed_error(values, scored.values[name]) for name, values in before.values.items()}
-    sampled = sample({**scored.statistics, **changes}, n, bootstrap, errors)
+    units = {f"{metric.name} changed": 1.0 for metric in metrics if metric.bounded}
+    sampled = sample({**scored.statistics, **changes}, n, bootstrap, errors, units)
     bad = next((name for name, found in sampled.items() if not math.isfinite(found.value)), None)
     if bad is not None:
         raise RagxError(f"{bad} is not a number; the model is damaged")

@@ -41,12 +41,14 @@ class SeedError:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A figure over n questions and its values in the resamples [R], with the error of its seeds where it has any."""
+    """A figure over n questions and its values in the resamples [R], with the error of its seeds where it has any. For
+    a change, `unit` is the most that one question can change by; 0 where that is not known."""
 
     value: float
     draws: Floats
     n: int
     seeds: SeedError | None = None
+    unit: float = 0.0
 
     def interval(self, confidence: float) -> Interval:
         """The expanded percentile interval at a confidence level, with the effect that this spread lets one detect."""
@@ -57,7 +59,7 @@ class Sampled:
         deviation = float(self.draws.std(ddof=1))
         if self.seeds is not None:  # the tails of few seeds are beyond a standard deviation
             deviation = float(high - low) / 2 / float(norm.ppf((1 + confidence) / 2))
-        return Interval(self.value, float(low), float(high), _detectable(deviation, confidence))
+        return Interval(self.value, float(low), float(high), _detectable(deviation, confidence, self.unit / self.n))
 
 
 def sample(
@@ -65,8 +67,10 @@ def sample(
     n: int,
     bootstrap: Bootstrap,
     seeds: Mapping[str, SeedError | None] | None = None,
+    units: Mapping[str, float] | None = None,
 ) -> dict[str, Sampled]:
-    """Each figure with its resamples, all from the same draws of n questions, and of the seeds' errors by its name."""
+    """Each figure with its resamples, all from the same draws of n questions; the error of its seeds and the unit of
+    its change by its name."""
     generator = np.random.default_rng(bootstrap.seed)
     draws: dict[str, list[Floats]] = {name: [] for name in statistics}
     for start in range(0, bootstrap.resamples, _ROWS):
@@ -82,6 +86,7 @@ def sample(
             np.concatenate(draws[name]) + _seed_draws(errors.get(name), uniform),
             n,
             errors.get(name),
+            (units or {}).get(name, 0.0),
         )
         for name, statistic in statistics.items()
     }
@@ -117,6 +122,12 @@ def detectable_alone(interval: Interval) -> float:
     return float(np.sqrt(2)) * interval.detectable
 
 
-def _detectable(deviation: float, confidence: float) -> float:
-    """The true change that an interval of this confidence excludes 0 for, with probability POWER."""
-    return float(norm.ppf((1 + confidence) / 2) + norm.ppf(POWER)) * deviation
+def _detectable(deviation: float, confidence: float, step: float) -> float:
+    """The true change that an interval of this confidence excludes 0 for, with probability POWER.
+
+    A change d takes questions that change, at most by a step each: it adds a variance of step * d to the one seen. So d
+    solves d = z * sqrt(deviation^2 + step * d); two runs that agree everywhere still cannot tell less than z^2 steps.
+    """
+    z = float(norm.ppf((1 + confidence) / 2) + norm.ppf(POWER))
+    half = z * z * step / 2
+    return half + float(np.hypot(half, z * deviation))
