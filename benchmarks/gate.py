@@ -147,7 +147,8 @@ def _compare(before: Floats, after: Floats, seed: int) -> Outcome:
     metrics = parse_metrics(["f1"])
     gates = parse_gates({"f1": "no worse than baseline"}, metrics)
     then, now = mean(before.tolist()), mean(after.tolist())
-    found = sample({"f1": now, "change": difference(then, now)}, QUESTIONS, Bootstrap(1000, CONFIDENCE, seed))
+    statistics = {"f1": now, "change": difference(then, now)}
+    found = sample(statistics, QUESTIONS, Bootstrap(1000, CONFIDENCE, seed), units={"change": 1.0})
     change: Sampled = found["change"]
     (gate,) = judge(gates, {"f1": found["f1"].interval(CONFIDENCE)}, {"f1": change}, CONFIDENCE)
     unpaired = float(ttest_ind(after, before, alternative="less").pvalue) < (1 - CONFIDENCE) / 2

@@ -106,7 +106,8 @@ class Prediction:
     """What one question yielded: the answer with log p(y|x), -log p of the reference with passages and without any
     (nats, summed over its tokens), the passages retrieved, whether a reference stands anywhere in the corpus, its
     score by every metric, and how it ended: correct, or what went wrong. None: not known, as in answers of another
-    system. `missing`: there was no prediction; scored as an empty answer."""
+    system. `missing`: there was no prediction; scored as an empty answer. `seconds` that the answer took, where it was
+    computed just now: kept in no file."""
 
     id: str
     question: str
@@ -121,6 +122,7 @@ class Prediction:
     answer_in_corpus: bool | None = None
     hits: tuple[Evidence, ...] | None = None
     missing: bool = False
+    seconds: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
     outcome: str = ""
 
@@ -150,10 +152,29 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """A metric's value of each seed, and their standard deviation."""
+
+    values: tuple[float, ...]
+    deviation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """Several seeds of one training: their predictions files, the one in the middle, whose questions are shown, and how
+    far they lie apart by metric."""
+
+    runs: tuple[str, ...]
+    shown: str
+    spread: dict[str, Spread]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The result of one evaluation: metrics with intervals, their differences to a baseline, gates, what went wrong
     where, and what exactly was scored. `limit`: a smoke run of so many questions. `latency`: seconds a question at
-    percentiles, None where nothing was computed. `before`: the baseline's predictions, in the same order."""
+    percentiles, None where nothing was computed. `before`: the baseline's predictions, in the same order. `seeds`: what
+    the metrics are means over; questions, outcomes and plots of them are the middle one's."""
 
     split: str
     model: str
@@ -172,3 +193,4 @@ class Report:
     retrieval_hurts: float | None = None
     slices: tuple[Slice, ...] = ()
     latency: dict[str, float] | None = None
+    seeds: Seeds | None = None

@@ -32,10 +32,12 @@ def evaluate(
     split: Annotated[Literal["auto", "train", "dev", "test"], typer.Option(help="auto: test, else dev.")] = "auto",
     model: Annotated[Literal["auto", "base", "tuned"], typer.Option(help="auto: tuned where it exists.")] = "auto",
     baseline: Annotated[
-        Path | None, typer.Option(metavar="REPORT.json", help="Compare with an earlier report, question by question.")
+        list[Path] | None,
+        typer.Option(metavar="REPORT.json", help="Compare with an earlier report, or with several seeds' reports."),
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="Score these predictions; no model is loaded.")
+        list[Path] | None,
+        typer.Option(metavar="FILE.jsonl", help="Score these predictions, or several seeds' mean; no model is loaded."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="A smoke run of the first N questions; it passes no gate.")
@@ -52,8 +54,8 @@ def evaluate(
             loaded,
             split=split,
             which=model,
-            baseline=baseline,
-            predictions=predictions,
+            baseline=baseline or (),
+            predictions=predictions or (),
             limit=limit,
             progress=progress,
         )
@@ -75,14 +77,19 @@ def _show(report: Report) -> None:
     if changed:
         table.add_column("difference")
     table.add_column("detectable")
+    if report.seeds is not None:
+        table.add_column("deviation of seeds")
     for name, value in report.metrics.items():
         change = changed.get(name) if changed else None
         old = [f"{value.value - change.value:.3f}" if change else ""] if changed else []
         new = [f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})" if change else ""] if changed else []
         table.add_row(
-            name, *old, f"{value.value:.3f}", f"{value.low:.3f} - {value.high:.3f}", *new, f"{value.detectable:.3f}"
+            *(name, *old, f"{value.value:.3f}", f"{value.low:.3f} - {value.high:.3f}", *new, f"{value.detectable:.3f}"),
+            *([f"{report.seeds.spread[name].deviation:.3f}"] if report.seeds is not None else []),
         )
     Console(highlight=False).print(table)
+    if report.seeds is not None:
+        typer.echo(f"means over {len(report.seeds.runs)} seeds; outcomes are those of {report.seeds.shown}")
     missing = sum(prediction.missing for prediction in report.predictions)
     if missing:
         typer.echo(f"{missing} questions have no prediction and count as wrong")

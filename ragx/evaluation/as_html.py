@@ -7,8 +7,9 @@ import jinja2
 from markupsafe import Markup
 
 from ragx.artifacts import untrusted
-from ragx.evaluation.report import primary_metric
-from ragx.evaluation.why import ranked_losses
+from ragx.evaluation.metrics import parse_metrics
+from ragx.evaluation.report import judged, primary_metric
+from ragx.evaluation.why import MEANINGS, ranked_losses
 from ragx.records import Report
 
 WORST = 20
@@ -35,6 +36,7 @@ def html(report: Report, plots: Mapping[str, str]) -> str:
     ]
     return template.render(
         report=report,
+        judged=judged(report),
         metric=metric,
         plots={title: Markup(svg) for title, svg in plots.items()},
         slice_fields=list(dict.fromkeys(each.field for each in report.slices)),
@@ -43,6 +45,9 @@ def html(report: Report, plots: Mapping[str, str]) -> str:
         worst=sorted(wrong, key=lambda p: sign * p.scores.get(metric or "", 0.0))[:WORST],
         hurt=sorted(hurt, key=lambda each: -each[0])[:WORST],
         missing=sum(p.missing for p in report.predictions),
+        failed=sum(not gate.passed for gate in report.gates),
+        lower={each.name for each in parse_metrics(list(report.metrics)) if each.lower_is_better},
+        meanings=MEANINGS,
     )
 
 

@@ -36,6 +36,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "signature": report.signature,
         "baseline": report.baseline,
         "latency": report.latency,
+        "seeds": report.seeds and dataclasses.asdict(report.seeds),
         "seconds": round(report.seconds, 3),
     }
 

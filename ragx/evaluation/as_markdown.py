@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ragx.artifacts import untrusted
-from ragx.evaluation.report import primary_metric
+from ragx.evaluation.report import judged, primary_metric
 from ragx.evaluation.why import ranked_losses
 from ragx.records import Report
 
@@ -49,12 +49,17 @@ def inline(text: str) -> str:
 
 
 def _parts(report: Report) -> Iterator[str]:
-    yield f"# {inline(report.split)}, {inline(report.model)} model: {report.n} questions"
+    yield f"# {inline(report.split)}, {inline(judged(report))}: {report.n} questions"
     if report.limit is not None:
         yield f"**Smoke run: only {report.limit} questions. It passes no gate and is no baseline.**"
     missing = sum(p.missing for p in report.predictions)
     if missing:
         yield f"**{missing} questions have no prediction and count as wrong.**"
+    if report.seeds is not None:
+        yield (
+            f"Figures are means over {len(report.seeds.runs)} seeds; questions and outcomes are those of the middle "
+            f"one, {inline(report.seeds.shown)}."
+        )
     if report.gates:
         rows = [(g.verdict, g.metric, inline(g.rule), inline(g.reason)) for g in report.gates]
         yield "## Gates\n\n" + _table(("", "metric", "rule", "why"), rows)
@@ -65,15 +70,20 @@ def _parts(report: Report) -> Iterator[str]:
 
 
 def _metrics(report: Report) -> str:
-    changed = report.differences
+    changed, seeds = report.differences, report.seeds
     header = ["metric", "value", "interval", *(["change", "its interval"] if changed else []), "detectable"]
+    header += ["by seed", "deviation"] if seeds else []
     rows = []
     for name, value in report.metrics.items():
         row = [name, f"{value.value:.3f}", f"{value.low:.3f} - {value.high:.3f}"]
         if changed is not None:
             found = changed.get(name)
             row += [f"{found.value:+.3f}", f"{found.low:+.3f} to {found.high:+.3f}"] if found else ["", ""]
-        rows.append((*row, f"{value.detectable:.3f}"))
+        row.append(f"{value.detectable:.3f}")
+        if seeds is not None:
+            each = seeds.spread[name]
+            row += [", ".join(f"{found:.3f}" for found in each.values), f"{each.deviation:.3f}"]
+        rows.append(row)
     return _table(header, rows)
 
 

@@ -1,7 +1,6 @@
 """Predictions kept by what they were made from: an evaluation goes on where a kill stopped it, and what did not change
 is not computed again."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ragx.errors import ArtifactError
-from ragx.evaluation.predictions import prediction_of
+from ragx.evaluation.predictions import prediction_of, record_of
 from ragx.records import Prediction
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class PredictionCache:
         Raises:
             ArtifactError: they cannot be written.
         """
-        texts = {key: json.dumps(dataclasses.asdict(value), allow_nan=False) for key, value in predictions.items()}
+        texts = {key: json.dumps(record_of(value), allow_nan=False) for key, value in predictions.items()}
         try:
             with self._database:
                 self._database.executemany(

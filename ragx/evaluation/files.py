@@ -15,10 +15,12 @@ from ragx.records import Report
 def write_report(report: Report, folder: Path, plots: Mapping[str, str]) -> Path:
     """Write SPLIT.MODEL predictions (.jsonl) and report (.md, .html, .xml, .json); returns the .json's path.
 
-    A smoke run's files are named SPLIT.MODEL.smoke and replace no others. The JSON comes last: where it stands, all do.
+    A mean over seeds has no predictions of its own and leaves none. A smoke run's files are named SPLIT.MODEL.smoke and
+    replace no others. The JSON comes last: where it stands, all do.
     """
     stem = f"{report.split}.{report.model}{'' if report.limit is None else '.smoke'}"
-    write_predictions(report.predictions, folder / f"{stem}.predictions.jsonl")
+    if report.seeds is None:
+        write_predictions(report.predictions, folder / f"{stem}.predictions.jsonl")
     write_text(folder / f"{stem}.report.md", markdown(report))
     write_text(folder / f"{stem}.report.html", html(report, plots))
     write_text(folder / f"{stem}.report.xml", junit(report))

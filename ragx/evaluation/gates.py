@@ -56,6 +56,8 @@ def parse_gates(rules: Mapping[str, str], metrics: Sequence[Metric]) -> tuple[Ga
             problems.append(f"eval.gates: {name} is not among eval.metrics ({', '.join(by_name)}); add it there")
         elif absolute is not None:
             gates.append(Gate(by_name[name], _kind(absolute[1]), absolute[2], float(absolute[3]), rule))
+        elif relative is not None and by_name[name].timed:
+            problems.append(f'eval.gates.{name}: seconds belong to a machine; write an absolute gate such as "<= 2.0"')
         elif relative is not None:
             gates.append(Gate(by_name[name], _kind(relative[1]), "", float(relative[2] or 0), rule))
         else:

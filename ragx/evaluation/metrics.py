@@ -9,15 +9,16 @@ from typing import Literal
 
 from ragx.errors import ConfigError, DataError
 from ragx.evaluation import calibration, matching, overlap, ranking
-from ragx.evaluation.statistic import Measured, averaged, mean
+from ragx.evaluation.statistic import Measured, averaged, mean, percentile
 from ragx.evaluation.text import units, unspaced
 from ragx.records import Example, Prediction
 
-Needs = Literal["answer", "hits", "reference_nll", "log_probability"]
+Needs = Literal["answer", "hits", "reference_nll", "log_probability", "seconds"]
 _ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _RANKING = tuple(ranking.KINDS)
 KNOWN = (
     *("em", "f1", "nll", *_ROUGE, "bleu", "chrf", "chrf++", "rprecision", "ece", "aurc", "selective_em@80"),
+    "latency_p95",
     *(f"{name}@5" for name in _RANKING),
 )
 DEPTH = 20
@@ -39,7 +40,17 @@ class Metric:
     @property
     def lower_is_better(self) -> bool:
         """Whether a smaller figure is the better one."""
-        return self.name in ("nll", "ece", "aurc")
+        return self.name in ("nll", "ece", "aurc") or self.timed
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it is the mean of scores from 0 to 1, one a question."""
+        return self.needs in ("answer", "hits") and self.name not in ("bleu", "chrf", "chrf++")
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is a time, which belongs to a machine and not to predictions."""
+        return self.needs == "seconds"
 
 
 def parse_metrics(names: Sequence[str], tokens: str = "auto") -> tuple[Metric, ...]:
@@ -94,7 +105,7 @@ def require_facts(metrics: Sequence[Metric], predictions: Sequence[Prediction], 
         if metric.cutoff and DEPTH <= depth < metric.cutoff:
             raise DataError(f"{place}: holds {depth} passages a question, too few for {metric.name}")
         for prediction in predictions:
-            counts_as_wrong = prediction.missing and metric.needs != "reference_nll"
+            counts_as_wrong = prediction.missing and metric.needs not in ("reference_nll", "seconds")
             if metric.needs != "answer" and not counts_as_wrong and getattr(prediction, metric.needs) is None:
                 why = "has no prediction" if prediction.missing else f"has no {metric.needs} in its prediction"
                 raise DataError(f"{place}: question {prediction.id} {why}; leave {metric.name} out of eval.metrics")
@@ -136,6 +147,9 @@ def _parse(name: str, tokens: str) -> Metric | None:
             return Metric(name, depth, "hits", lambda found: averaged(ranking.ranking(name, depth, found)))
         case "ece" | "aurc":
             return Metric(name, None, "log_probability", lambda found: _calibration(name, found, tokens))
+    if latency := re.fullmatch(r"latency_p([1-9]\d?)", name):
+        percent = int(latency[1])
+        return Metric(name, None, "seconds", lambda found: Measured(None, percentile(_seconds(found), percent)))
     parts = re.fullmatch(r"([a-z_]+)@([1-9]\d{0,3})", name)
     if parts is None:
         return None
@@ -160,6 +174,10 @@ def _nll(predictions: Sequence[Prediction]) -> Measured:
     tokens = [float(p.reference_tokens or 1) for p in predictions]
     scores = [(p.reference_nll or 0.0) / count for p, count in zip(predictions, tokens, strict=True)]
     return Measured(scores, mean(scores, tokens))
+
+
+def _seconds(predictions: Sequence[Prediction]) -> list[float]:
+    return [p.seconds or 0.0 for p in predictions]
 
 
 def _calibration(name: str, predictions: Sequence[Prediction], tokens: str) -> Measured:

@@ -25,8 +25,9 @@ RETRIEVED_AT_ONCE = 20_000
 
 @dataclass(frozen=True, slots=True)
 class HowToAnswer:
-    """Decoding, questions a batch, passages retrieved a question, whether the reader is also asked without any, and the
-    fingerprint of all that an answer depends on besides its question."""
+    """Decoding, questions a batch, passages retrieved a question, whether the reader is also asked without any, the
+    fingerprint of all that an answer depends on besides its question, and whether every answer is to be timed: then
+    none comes from the cache."""
 
     decoding: str
     num_beams: int
@@ -34,6 +35,7 @@ class HowToAnswer:
     depth: int
     closed_book: bool
     fingerprint: str
+    timed: bool = False
 
 
 @torch.no_grad()
@@ -43,32 +45,31 @@ def predict(
     how: HowToAnswer,
     cache: PredictionCache,
     progress: Progress,
-) -> tuple[list[Prediction], list[float]]:
-    """A prediction for every example, and seconds a question of those computed now, each batch's time shared equally.
+) -> list[Prediction]:
+    """A prediction for every example; those computed now with their seconds, each batch's time shared equally.
 
     The model is opened only when the cache lacks something. Batches are made over all examples, cached or not, so that
     a run that was stopped and goes on computes the same figures as one that was not.
     """
     keys = [fingerprint([how.fingerprint, e.question, e.answers, e.doc_ids]) for e in examples]
-    known = cache.read(keys)
-    seconds: list[float] = []
+    known = {} if how.timed else cache.read(keys)
     if len(known) < len(set(keys)):
         model = open_model()
+        started = time.monotonic()
         deep = _retrieve(model, examples, how.depth)
+        retrieving = (time.monotonic() - started) / len(examples)
         done = len(examples) - sum(key not in known for key in keys)
         for batch in _batches(examples, deep, how.batch_size):
             rows = [row for row in batch if keys[row] not in known]
             if not rows:
                 continue
-            started = time.monotonic()
-            found = _answer(model, [examples[row] for row in rows], _rows(deep, rows), how)
+            found = _answer(model, [examples[row] for row in rows], _rows(deep, rows), how, retrieving)
             _require_numbers(found)
-            seconds += [(time.monotonic() - started) / len(rows)] * len(rows)
             cache.write(fresh := dict(zip((keys[row] for row in rows), found, strict=True)))
             known |= fresh
             done += len(rows)
             progress("answering", done, len(examples))
-    return [attached(known[key], example) for key, example in zip(keys, examples, strict=True)], seconds
+    return [attached(known[key], example) for key, example in zip(keys, examples, strict=True)]
 
 
 def _require_numbers(predictions: Sequence[Prediction]) -> None:
@@ -119,7 +120,11 @@ def _batches(examples: Sequence[Example], deep: Retrieval, batch_size: int) -> l
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def _answer(model: RagModel, examples: Sequence[Example], deep: Retrieval, how: HowToAnswer) -> list[Prediction]:
+def _answer(
+    model: RagModel, examples: Sequence[Example], deep: Retrieval, how: HowToAnswer, retrieving: float
+) -> list[Prediction]:
+    """Predictions of a batch; their seconds hold those of retrieval, but not the question without passages."""
+    started = time.monotonic()
     questions, references = [e.question for e in examples], [e.answers[0] for e in examples]
     answered = model.answer(
         questions,
@@ -128,9 +133,10 @@ def _answer(model: RagModel, examples: Sequence[Example], deep: Retrieval, how: 
         retrieval=model.retriever.first(deep, model.retriever.settings.top_k),
         references=references,
     )
+    seconds = retrieving + (time.monotonic() - started) / len(examples)
     alone = _closed_book(model, questions, references) if how.closed_book else None
     return [
-        _prediction(example, row, deep.passages[row], answered, None if alone is None else alone[row])
+        _prediction(example, row, deep.passages[row], answered, seconds, None if alone is None else alone[row])
         for row, example in enumerate(examples)
     ]
 
@@ -144,7 +150,7 @@ def _closed_book(model: RagModel, questions: Sequence[str], references: Sequence
 
 
 def _prediction(
-    example: Example, row: int, passages: Sequence[Passage], answered: Answered, alone: float | None
+    example: Example, row: int, passages: Sequence[Passage], answered: Answered, seconds: float, alone: float | None
 ) -> Prediction:
     assert answered.reference_nll is not None and answered.reference_tokens is not None
     decoded, priors = answered.decoded[row], answered.retrieval.log_prior[row].exp().tolist()
@@ -159,6 +165,7 @@ def _prediction(
         reference_nll=answered.reference_nll[row],
         reference_tokens=answered.reference_tokens[row],
         closed_book_nll=alone,
+        seconds=seconds,
         hits=tuple(
             _evidence(example, passage, read[rank] if rank < len(read) else None)
             for rank, passage in enumerate(passages)

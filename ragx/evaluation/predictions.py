@@ -17,7 +17,7 @@ NUMBERS = ("log_probability", "reference_nll", "reference_tokens", "closed_book_
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
     """One JSON object a line."""
-    lines = [json.dumps(dataclasses.asdict(p), ensure_ascii=False, allow_nan=False) for p in predictions]
+    lines = [json.dumps(record_of(p), ensure_ascii=False, allow_nan=False) for p in predictions]
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -54,8 +54,13 @@ def attached(prediction: Prediction, example: Example) -> Prediction:
     return dataclasses.replace(prediction, **facts)
 
 
+def record_of(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as it is kept: without the seconds it took, so that the same run leaves the same bytes."""
+    return {name: value for name, value in dataclasses.asdict(prediction).items() if name != "seconds"}
+
+
 def prediction_of(record: Mapping[str, Any]) -> Prediction:
-    """A record as `dataclasses.asdict` gives it, turned back. Raises TypeError or KeyError where it is none."""
+    """A record as `record_of` gives it, turned back. Raises TypeError or KeyError where it is none."""
     hits = record.get("hits")
     return Prediction(
         **{
@@ -102,6 +107,6 @@ def _read(record: dict[str, Any], place: str) -> Prediction:
             value = getattr(prediction, name)
             if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
                 raise ValueError(f"{name} is no number")
-        return dataclasses.replace(prediction, missing=False, scores={}, outcome="")
+        return dataclasses.replace(prediction, missing=False, seconds=None, scores={}, outcome="")
     except (TypeError, KeyError, ValueError) as error:
         raise ArtifactError(f"{place}: damaged predictions ({error})") from error

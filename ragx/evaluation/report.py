@@ -5,21 +5,26 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from ragx.errors import ArtifactError, RagxError
 from ragx.evaluation.gates import Gate, judge, not_judged
 from ragx.evaluation.metrics import Metric, correct
-from ragx.evaluation.significance import Bootstrap, Sampled, detectable_alone, difference, sample
+from ragx.evaluation.significance import Bootstrap, Sampled, detectable_alone, difference, sample, seed_error
 from ragx.evaluation.statistic import Measured, Statistic
 from ragx.evaluation.why import OUTCOMES, outcome, retrieval_hurts, slices
-from ragx.records import Prediction, Report
+from ragx.records import Prediction, Report, Seeds, Spread
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scored:
-    """Predictions with their scores and outcomes, and the statistic of every metric over them."""
+    """Predictions with their scores and outcomes, the statistic of every metric, and its value over all questions by
+    run: one, or one of each seed, of which `shown` gave the predictions."""
 
     predictions: list[Prediction]
     statistics: dict[str, Statistic]
+    values: dict[str, tuple[float, ...]]
+    shown: int = 0
 
 
 def score(predictions: Sequence[Prediction], metrics: Sequence[Metric], tokens: str = "auto") -> Scored:
@@ -40,7 +45,9 @@ def score(predictions: Sequence[Prediction], metrics: Sequence[Metric], tokens: 
         dataclasses.replace(p, scores=scores[row], outcome=outcome(p, exact[row] == 1))
         for row, p in enumerate(predictions)
     ]
-    return Scored(complete, {name: found.statistic for name, found in measured.items()})
+    once = np.ones((1, len(complete)))
+    values: dict[str, tuple[float, ...]] = {n: (float(found.statistic(once)[0]),) for n, found in measured.items()}
+    return Scored(complete, {name: found.statistic for name, found in measured.items()}, values)
 
 
 def make_report(
@@ -57,8 +64,10 @@ def make_report(
     baseline: tuple[Scored, Mapping[str, str]] | None = None,
     limit: int | None = None,
     latency: Mapping[str, float] | None = None,
+    runs: Sequence[str] = (),
 ) -> Report:
-    """Aggregate, resample, compare and judge. A run of `limit` questions is judged by no gate.
+    """Aggregate, resample, compare and judge. A run of `limit` questions is judged by no gate; `runs` are the files of
+    several seeds, where `scored` is their mean.
 
     Raises:
         ArtifactError: the baseline was not made from the same questions.
@@ -71,7 +80,11 @@ def make_report(
         for name, statistic in scored.statistics.items()
         if before is not None and name in before.statistics
     }
-    sampled = sample({**scored.statistics, **changes}, n, bootstrap)
+    errors = {name: seed_error(values) for name, values in scored.values.items()}
+    if before is not None:
+        errors |= {f"{name} changed": seed_error(values, scored.values[name]) for name, values in before.values.items()}
+    units = {f"{metric.name} changed": 1.0 for metric in metrics if metric.bounded}
+    sampled = sample({**scored.statistics, **changes}, n, bootstrap, errors, units)
     bad = next((name for name, found in sampled.items() if not math.isfinite(found.value)), None)
     if bad is not None:
         raise RagxError(f"{bad} is not a number; the model is damaged")
@@ -110,13 +123,30 @@ def make_report(
             slice_names, scored.predictions, scored.statistics, None if before is None else before.statistics
         ),
         latency=None if latency is None else dict(latency),
+        seeds=None if len(runs) < 2 else Seeds(tuple(runs), runs[scored.shown], _spreads(scored.values)),
     )
+
+
+def judged(report: Report) -> str:
+    """What the figures are of, for headlines."""
+    if report.seeds is not None:
+        return f"mean over {len(report.seeds.runs)} seeds"
+    return "rescored predictions" if report.model == "rescored" else f"{report.model} model"
 
 
 def primary_metric(report: Report) -> str | None:
     """The metric that questions are ranked by: f1 where it is computed, else the first with a score a question."""
-    there = report.predictions[0].scores if report.predictions else {}
-    return "f1" if "f1" in there else next((name for name in report.metrics if name in there), None)
+    return ranking_metric(report.predictions, list(report.metrics))
+
+
+def ranking_metric(predictions: Sequence[Prediction], names: Sequence[str]) -> str | None:
+    """The same, of predictions scored by metrics of these names."""
+    there = predictions[0].scores if predictions else {}
+    return "f1" if "f1" in there else next((name for name in names if name in there), None)
+
+
+def _spreads(values: Mapping[str, tuple[float, ...]]) -> dict[str, Spread]:
+    return {name: Spread(found, float(np.std(found, ddof=1))) for name, found in values.items()}
 
 
 def _same_questions(before: Scored, after: Scored) -> Scored:

@@ -31,6 +31,20 @@ def mean(scores: Sequence[float], weights: Sequence[float] | None = None) -> Sta
     return figure
 
 
+def percentile(values: Sequence[float], percent: int) -> Statistic:
+    """The nearest-rank percentile of the values."""
+    order = np.argsort(values, kind="stable")
+    ordered = np.asarray(values, dtype=np.float64)[order]
+
+    def figure(counts: Floats) -> Floats:
+        below = counts[:, order].cumsum(-1)
+        rank = np.ceil(percent / 100 * below[:, -1:])
+        found: Floats = ordered[(below >= rank).argmax(-1)]
+        return found
+
+    return figure
+
+
 def averaged(scores: list[float]) -> Measured:
     """A metric that is the mean of its scores."""
     return Measured(scores, mean(scores))

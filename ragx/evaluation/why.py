@@ -13,9 +13,17 @@ from ragx.evaluation.statistic import Statistic
 from ragx.evaluation.text import holds, loose, unspaced
 from ragx.records import Example, Passage, Prediction, Slice
 
-OUTCOMES = ("correct", "normalisation", "reader miss", "retrieval miss", "unanswerable in corpus")
+MEANINGS = {
+    "correct": "the answer equals a reference",
+    "normalisation": "right but for accents, symbols or more words around it",
+    "reader miss": "a passage that was read supports the reference; the reader wrote something else",
+    "retrieval miss": "the corpus has the answer; no passage that was read supports it",
+    "unanswerable in corpus": "no passage of the corpus holds the answer",
+}
+OUTCOMES = tuple(MEANINGS)
 BUILT_IN = ("document_kind", "question_length", "answer_length")
 _EDGES = {"question_length": (8, 14), "answer_length": (1, 3)}
+_BUCKETS = {"question_length": ("1-8", "9-14", "over 14"), "answer_length": ("1", "2-3", "over 3")}
 _OTHER = "(none)"
 
 
@@ -92,11 +100,13 @@ def slices(
     statistics: Mapping[str, Statistic],
     before: Mapping[str, Statistic] | None,
 ) -> tuple[Slice, ...]:
-    """For each field the questions of each of its values, larger slices first."""
+    """For each field the questions of each of its values, larger slices first; lengths from the short ones on."""
     found = []
     for name in names:
         values = [_value(name, prediction) for prediction in predictions]
-        for value, count in sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])):
+        for value, count in sorted(
+            Counter(values).items(), key=lambda item: (_place(name, item[0]), -item[1], item[0])
+        ):
             rows = np.array([[float(each == value) for each in values]])
             now = {metric: float(statistic(rows)[0]) for metric, statistic in statistics.items()}
             then = {metric: float(statistic(rows)[0]) for metric, statistic in (before or {}).items()}
@@ -124,9 +134,9 @@ def _value(name: str, prediction: Prediction) -> str:
         case "document_kind":
             return _kind_of(prediction)
         case "question_length":
-            return _bucket(_length(prediction.question), _EDGES[name])
+            return _bucket(_length(prediction.question), name)
         case "answer_length":
-            return _bucket(min(map(_length, prediction.answers)), _EDGES[name])
+            return _bucket(min(map(_length, prediction.answers)), name)
     return _OTHER
 
 
@@ -140,13 +150,17 @@ def _kind_of(prediction: Prediction) -> str:
     return f"{path.parent}/*{suffix}" if len(path.parts) > 1 else f"*{suffix}" if suffix else _OTHER
 
 
+def _place(name: str, value: str) -> int:
+    """Of a bucket among the others of its slice."""
+    buckets = _BUCKETS.get(name, ())
+    return buckets.index(value) if value in buckets else len(buckets)
+
+
 def _length(text: str) -> int:
     """Words, or characters where the script writes no spaces."""
     count: Callable[[str], int] = (lambda t: len(t)) if unspaced([text]) else (lambda t: len(t.split()))
     return count(text)
 
 
-def _bucket(length: int, edges: tuple[int, int]) -> str:
-    low, high = edges
-    first = f"1-{low}" if low > 1 else "1"
-    return first if length <= low else f"{low + 1}-{high}" if length <= high else f"over {high}"
+def _bucket(length: int, name: str) -> str:
+    return _BUCKETS[name][sum(length > edge for edge in _EDGES[name])]

@@ -69,15 +69,16 @@ def evaluate(
     *,
     split: str = "auto",
     which: str = "auto",
-    baseline: Path | None = None,
-    predictions: Path | None = None,
+    baseline: Path | Sequence[Path] = (),
+    predictions: Path | Sequence[Path] = (),
     limit: int | None = None,
     progress: Progress = no_progress,
 ) -> Report:
     """Score a model on a split ("auto": test, else dev) and write predictions and reports to `eval/`.
 
     With `baseline`, an earlier report, also the paired differences to it; with `predictions`, a file of them, those are
-    scored instead of a model's; `limit` takes the first questions only and passes no gate.
+    scored instead of a model's. Several of either are seeds of one training, and their means are judged. `limit` takes
+    the first questions only and passes no gate.
 
     Raises:
         ConfigError: a metric, gate or slice is unknown, or a gate wants a baseline; before any model is loaded.
@@ -91,30 +92,34 @@ def evaluate(
     from ragx.evaluation.metrics import parse_metrics, require_facts, require_scorable
     from ragx.evaluation.predictions import read_predictions
     from ragx.evaluation.report import make_report, score
+    from ragx.evaluation.seeds import require_seeds, together
     from ragx.evaluation.why import require_slices
 
     section = config.eval
     metrics = parse_metrics(section.metrics, section.tokens)
     gates = parse_gates(section.gates, metrics)
-    require_baseline(gates, baseline is not None)
+    baselines, files = _paths(baseline), _paths(predictions)
+    require_baseline(gates, bool(baselines))
     split, path = _split_file(config, split)
     examples = _examples(config, path, limit)
     require_scorable(examples, metrics, section.tokens, path)
     require_slices(section.slices, examples, path)
     data = fingerprint([[e.id, e.question, e.answers, e.doc_ids] for e in examples])
-    before = None if baseline is None else _baseline(config, baseline, examples, data, metrics)
+    before = _baseline(config, baselines, examples, data, metrics) if baselines else None
 
     started = time.monotonic()
-    seconds: list[float] = []
-    if predictions is not None:
-        model, found = "rescored", read_predictions(predictions, examples)
-        signature = _signature_beside(predictions)
-        require_facts(metrics, found, str(predictions))
+    if files:
+        model = "rescored" if len(files) == 1 else "seeds"
+        runs = [read_predictions(file, examples) for file in files]
+        for file, found in zip(files, runs, strict=True):
+            require_facts(metrics, found, str(file))
+        signature = require_seeds([(file, _signature_beside(file)) for file in files])
     else:
         model = resolve_which(config, which)
-        found, seconds, signature = _predict(config, model, examples, metrics, path, progress)
+        found, signature = _predict(config, model, examples, metrics, path, progress)
+        runs = [found]
     report = make_report(
-        score(found, metrics, section.tokens),
+        together([score(found, metrics, section.tokens) for found in runs]),
         metrics,
         gates,
         _bootstrap(config),
@@ -125,7 +130,8 @@ def evaluate(
         slice_names=section.slices,
         baseline=before,
         limit=limit,
-        latency=percentiles(seconds),
+        latency=percentiles([p.seconds for found in runs for p in found if p.seconds is not None]),
+        runs=[str(file) for file in files],
     )
     write_report(report, config.run_dir / "eval", _plots(report))
     write_step_summary(report)
@@ -137,6 +143,10 @@ def report_json(report: Report) -> dict[str, Any]:
     from ragx.evaluation.as_json import report_json as as_json
 
     return as_json(report)
+
+
+def _paths(given: Path | Sequence[Path]) -> tuple[Path, ...]:
+    return (given,) if isinstance(given, Path) else tuple(given)
 
 
 def _split_file(config: Config, split: str) -> tuple[str, str]:
@@ -157,9 +167,20 @@ def _examples(config: Config, path: str, limit: int | None) -> list[Example]:
 
 
 def _baseline(
+    config: Config, paths: Sequence[Path], examples: Sequence[Example], data: str, metrics: Sequence[Metric]
+) -> tuple[Scored, dict[str, str]]:
+    """An earlier report's predictions, or several seeds', scored by today's metrics, and their signature."""
+    from ragx.evaluation.seeds import require_seeds, together
+
+    found = [_earlier(config, path, examples, data, metrics) for path in paths]
+    signatures = [signature for _, signature in found]
+    return together([scored for scored, _ in found]), require_seeds(list(zip(paths, signatures, strict=True)))
+
+
+def _earlier(
     config: Config, path: Path, examples: Sequence[Example], data: str, metrics: Sequence[Metric]
 ) -> tuple[Scored, dict[str, str]]:
-    """An earlier report's predictions, scored by today's metrics, and its signature."""
+    """One earlier report's predictions, scored by today's metrics, and its signature."""
     from ragx.evaluation.as_json import read_report
     from ragx.evaluation.metrics import require_facts
     from ragx.evaluation.predictions import read_predictions
@@ -168,20 +189,25 @@ def _baseline(
     report = read_report(path)
     if report["limit"] is not None:
         raise ArtifactError(f"{path}: a smoke run of {report['limit']} questions is no baseline; run without --limit")
+    if report.get("seeds"):
+        raise ArtifactError(f"{path}: a mean over seeds; give the report of each with its own --baseline")
     if report["signature"].get("data") != data:
         raise ArtifactError(
             f"{path}: made from other questions (data {report['signature'].get('data')}, now {data}): "
             "not comparable; evaluate the baseline on this split"
         )
-    found = read_predictions(path.with_name(path.name.replace(".report.json", ".predictions.jsonl")), examples)
+    predictions = path.with_name(path.name.replace(".report.json", ".predictions.jsonl"))
+    found = read_predictions(predictions, examples)
+    metrics = [metric for metric in metrics if not metric.timed]
     require_facts(metrics, found, str(path))
-    return score(found, metrics, config.eval.tokens), report["signature"]
+    signature = {**report["signature"], "predictions": file_sha256(predictions)[:16]}
+    return score(found, metrics, config.eval.tokens), signature
 
 
 def _predict(
     config: Config, which: str, examples: Sequence[Example], metrics: Sequence[Metric], path: str, progress: Progress
-) -> tuple[list[Prediction], list[float], dict[str, str]]:
-    """Predictions, seconds a question of the new ones, and the signature of what made them."""
+) -> tuple[list[Prediction], dict[str, str]]:
+    """Predictions and the signature of what made them."""
     from ragx.evaluation.cache import PredictionCache
     from ragx.evaluation.metrics import DEPTH
     from ragx.evaluation.predict import HowToAnswer, predict, with_support
@@ -197,13 +223,14 @@ def _predict(
         depth=min(deepest, index.passages_count),
         closed_book=config.eval.closed_book,
         fingerprint=fingerprint([{**signature, "config": _answering(config)}, deepest]),
+        timed=any(metric.timed for metric in metrics),
     )
     cache = PredictionCache(config.run_dir / "eval" / ".cache.sqlite" if config.eval.cache else None)
     try:
-        found, seconds = predict(lambda: open_model(config, which), examples, how, cache, progress)
+        found = predict(lambda: open_model(config, which), examples, how, cache, progress)
     finally:
         cache.close()
-    return with_support(found, index), seconds, signature
+    return with_support(found, index), signature
 
 
 def _answering(config: Config) -> dict[str, Any]:

@@ -108,7 +108,101 @@ def test_the_same_again_changes_nothing(cli, scored, tmp_path):
     assert done.code == 0
     found = json.loads(done.out)
     jsonschema.validate(found, SCHEMA)
-    assert found["differences"]["f1"] == {"value": 0.0, "low": 0.0, "high": 0.0, "detectable": 0.0}
+    z = 1.959964 + 0.841621  # twelve questions cannot tell less, however alike the runs
+    expected = {"value": 0.0, "low": 0.0, "high": 0.0, "detectable": pytest.approx(z**2 / 12, rel=1e-4)}
+    assert found["differences"]["f1"] == expected
+
+
+@pytest.fixture
+def by_seed(scored, tmp_path):
+    """by_seed("main", 3, 4, 5): a configuration and predictions files of seeds that answer so many of 12 questions."""
+    config, predictions = scored(
+        eval={"metrics": ["em", "f1"], "gates": {"f1": "no worse than baseline"}, "slices": []}
+    )
+
+    def make(name, *rights):
+        files = []
+        for number, right_ones in enumerate(rights):
+            path = tmp_path / f"{name}{number}.predictions.jsonl"
+            path.write_bytes(predictions.read_bytes())
+            places = iter(range(12))
+            luck = {"log_probability": -1 - number / 8}
+            rewrite(path, lambda r, n=right_ones, p=places, luck=luck: (right if next(p) < n else wrong)(r | luck))
+            beside = predictions.with_name("train.base.report.json").read_bytes()
+            path.with_name(f"{name}{number}.report.json").write_bytes(beside)
+            files.append(path)
+        return config, files
+
+    return make
+
+
+def options(name, paths):
+    return [part for path in paths for part in (name, path)]
+
+
+@pytest.mark.parametrize(
+    ("rights", "code", "verdict"), [((12, 11, 12), 0, "inconclusive"), ((1, 2, 1), 1, "FAILED"), ((11, 12), 0, "")]
+)
+def test_several_seeds_are_one_evaluation(cli, by_seed, tmp_path, no_model, rights, code, verdict):
+    config, files = by_seed("now", *rights)
+    _, main = by_seed("main", 11, 12, 12)
+    no_model()
+    reports = [path.with_name(path.name.replace("predictions.jsonl", "report.json")) for path in main]
+    arguments = [*options("--predictions", files), *options("--baseline", reports)]
+    done = cli("eval", "-q", "--json", "--split", "train", *arguments, "-c", config)
+    assert (done.code, done.err) == (code, "")
+    found = report(tmp_path, "train.seeds")
+    assert json.loads(done.out) == found
+    assert found["seeds"]["spread"]["em"]["values"] == pytest.approx([n / 12 for n in rights])
+    assert found["metrics"]["em"]["value"] == pytest.approx(sum(rights) / 12 / len(rights))
+    assert found["differences"]["em"]["value"] == pytest.approx(sum(rights) / 12 / len(rights) - 35 / 36)
+    assert (found["signature"]["seeds"], found["baseline"]["seeds"]) == (str(len(rights)), "3")
+    assert found["gates"][0]["verdict"] in (verdict, "passed", "inconclusive")
+    for suffix in ("md", "html"):
+        text = (tmp_path / f"runs/tiny/eval/train.seeds.report.{suffix}").read_text()
+        assert f"means over {len(rights)} seeds" in text
+    assert not (tmp_path / "runs/tiny/eval/train.seeds.predictions.jsonl").exists()
+    shown = cli("eval", "-q", "--split", "train", *arguments, "-c", config)
+    assert f"means over {len(rights)} seeds" in shown.out and "deviation" in shown.out
+
+
+def test_seeds_that_are_none(cli, by_seed, tmp_path, no_model):
+    config, files = by_seed("now", 3, 5)
+    no_model()
+    evaluate = ("eval", "-q", "--split", "train", "-c", config, "--set", "eval.gates={}")
+    refused(cli(*evaluate, *options("--predictions", [files[0], files[0]])), files[0], "a seed counts once")
+    assert cli(*evaluate, *options("--predictions", files)).code == 0
+    mean = tmp_path / "runs/tiny/eval/train.seeds.report.json"
+    refused(cli(*evaluate, "--predictions", files[0], "--baseline", mean), mean, "mean over seeds", "each")
+    other = files[1].with_name("now1.report.json")
+    other.write_text(json.dumps({**json.loads(other.read_text()), "signature": {"index": "other"}}))
+    refused(cli(*evaluate, *options("--predictions", files)), files[1], "not another seed", "index other")
+
+
+def test_latency_has_a_gate(cli, indexed, tmp_path):
+    """Every answer is timed, also where the cache has it; times are in no file, and are not compared."""
+    gates = {"latency_p95": "<= 100", "latency_p50": "<= 0"}
+    config = indexed(eval={"metrics": ["em", "latency_p95", "latency_p50"], "gates": gates})
+    baseline = tmp_path / "runs/tiny/eval/test.base.report.json"
+    for arguments in ([], ["--baseline", baseline]):
+        done = cli("eval", "-q", "--json", *arguments, "-c", config)
+        assert (done.code, done.err) == (1, "")
+        found = report(tmp_path)
+        assert [gate["passed"] for gate in found["gates"]] == [True, False]
+        assert found["latency"]["n"] == 4
+        assert found["metrics"]["latency_p95"]["value"] == pytest.approx(found["latency"]["p95"], abs=1e-6)
+    assert list(found["differences"]) == ["em"]
+    assert "seconds" not in (tmp_path / "runs/tiny/eval/test.base.predictions.jsonl").read_text()
+
+
+def test_latency_that_cannot_be_judged(cli, scored, no_model):
+    config, predictions = scored()
+    no_model()
+    timed = ("--set", "eval.metrics=[em, latency_p95]")
+    scoring = ("eval", "-q", "--split", "train", "-c", config, *timed)
+    refused(cli(*scoring, "--predictions", predictions), predictions, "leave latency_p95 out of eval.metrics")
+    gate = ("--set", "eval.gates={latency_p95: better than baseline}")
+    refused(cli(*scoring, *gate, "--baseline", "x.report.json"), "eval.gates.latency_p95: seconds belong to a machine")
 
 
 def test_a_gate_that_is_equal_passes(cli, scored):

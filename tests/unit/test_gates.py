@@ -120,6 +120,14 @@ def test_all_problems_at_once():
     )
 
 
+def test_times_of_two_runs_are_not_compared():
+    with pytest.raises(ConfigError, match=r"latency_p95: seconds belong to a machine; write an absolute gate"):
+        gates_of({"latency_p95": "no worse than baseline"}, ["latency_p95"])
+    (gate,) = gates_of({"latency_p95": "<= 2.0"}, ["latency_p95"])
+    figures = {"latency_p95": Interval(2.1, 2.0, 2.2)}
+    assert judge((gate,), figures, {}, 0.95)[0].verdict == "FAILED"
+
+
 def test_relative_gates_need_a_baseline():
     gates = gates_of({"f1": "no worse than baseline", "em": ">= 0"})
     require_baseline(gates, True)

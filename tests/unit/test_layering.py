@@ -24,7 +24,7 @@ training training.processes training.watch training.checkpoints training.policy 
 training.crossfit training.loop training.estimate training.curves training.card
 evaluation evaluation.text evaluation.statistic evaluation.matching evaluation.overlap evaluation.ranking
 evaluation.calibration evaluation.metrics evaluation.significance evaluation.gates evaluation.predictions
-evaluation.cache evaluation.why evaluation.predict evaluation.report evaluation.plots
+evaluation.cache evaluation.why evaluation.predict evaluation.report evaluation.seeds evaluation.plots
 evaluation.as_json evaluation.as_markdown evaluation.as_junit evaluation.as_html evaluation.files
 samples stages.models stages.corpus stages.index stages.synthetic stages.finetune stages.export stages.answer
 stages.project stages
@@ -60,7 +60,11 @@ HOMES = {
     "typer": ("cli.",),
     "rich": ("cli.",),
 }
-LATE = {"cli.ask": {"readline"}, "corpus.streams": {"backports", "compression"}}  # by version of Python
+LATE = {
+    "cli.ask": {"readline"},
+    "corpus.streams": {"backports", "compression"},  # by version of Python
+    "__main__": {"ragx.cli.main"},  # what cannot be imported there must not look like a failed gate
+}
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

@@ -194,7 +194,26 @@ def test_names_round_trip(name):
     assert metric.name == name
     if "@" in name and not name.startswith("selective"):
         assert metric.cutoff == int(name.partition("@")[2])
-    assert metric.lower_is_better == (name in ("nll", "ece", "aurc"))
+    assert metric.lower_is_better == (name in ("nll", "ece", "aurc", "latency_p95"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("latency_p50", 2.0), ("latency_p95", 4.0), ("latency_p1", 1.0)])
+def test_latency_is_a_nearest_rank_percentile(name, value):
+    assert whole(name, [answered("x", "x", seconds=seconds) for seconds in (3.0, 1.0, 4.0, 2.0)]) == value
+
+
+def test_latency_of_resamples():
+    import numpy as np
+
+    (metric,) = parse_metrics(["latency_p50"])
+    found = metric.measure([answered("x", "x", seconds=seconds) for seconds in (3.0, 1.0, 2.0)])
+    assert list(found.statistic(np.array([[3.0, 0, 0], [0, 2, 1], [1, 1, 1]]))) == [3.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("name", ["latency", "latency_95", "latency_p0", "latency_p100", "latency_p9.5"])
+def test_other_percentiles_are_unknown(name):
+    with pytest.raises(ConfigError, match="did you mean 'latency_p95'"):
+        parse_metrics([name])
 
 
 def test_unknown_names_are_reported_all_with_a_suggestion():
@@ -237,6 +256,8 @@ def test_references_of_nothing_are_no_matter_to_other_metrics():
     [
         ("nll", {}, "question q has no reference_nll in its prediction; leave nll out"),
         ("ece", {}, "question q has no log_probability"),
+        ("latency_p95", {}, "question q has no seconds in its prediction; leave latency_p95 out"),
+        ("latency_p95", {"missing": True}, "question q has no prediction; leave latency_p95 out"),
         ("recall@5", {}, "question q has no hits"),
         ("nll", {"missing": True, "hits": ()}, "question q has no prediction; leave nll out"),
         ("recall@30", {"hits": tuple(Evidence(f"d#{n}", "d", False, False) for n in range(20))}, "holds 20 passages"),

@@ -296,6 +296,24 @@ def test_page_opens_offline():
         lxml.etree.fromstring(svg.encode())
 
 
+def test_page_tells_what_a_stranger_would_ask():
+    before = [prediction(f"q{n}", "me") for n in range(9)]
+    after = [prediction(f"q{n}", "I", nll=9.0) for n in range(9)]
+    page = html(report_of(*after, before=before, rules={"f1": ">= 2"}, slice_names=["question_length"]), {})
+    text = " ".join(" ".join(parsed(page).text).split())
+    assert "1 of 1 gates failed" in text and "nll lower is better" in text and "By question length" in text
+    assert "a passage that was read supports the reference" in text
+    assert '<td class="figure good">+1.000</td>' in page and '<td class="figure bad">+8.000</td>' in page
+    assert "all gates passed" in html(report_of(*after, rules={"f1": ">= 0"}), {})
+
+
+def test_slices_of_lengths_stand_in_their_order():
+    questions = ["a b c d e f g h i j", "a", "b", "c " * 20, "d " * 20]
+    predictions = [prediction(f"q{n}", question=text) for n, text in enumerate(questions)]
+    found = report_of(*predictions, slice_names=["question_length"]).slices
+    assert [(each.value, each.n) for each in found] == [("1-8", 2), ("9-14", 1), ("over 14", 2)]
+
+
 def test_plots_are_the_same_again():
     report = report_of(prediction(), prediction("q2", "I"))
     assert draw(report) == draw(report)
