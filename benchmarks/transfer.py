@@ -268,8 +268,15 @@ def _tunings(config: Config, questions: int) -> tuple[Tuning, Tuning]:
         seed=config.seed,
         dtype=dtype,
     )
-    own = {"has_dev": True, "dev_share": 0.0, "cross_fit": 0, "epochs": section.epochs, "batch_size": section.batch_size}
-    steps = choose(questions, **own).epochs * math.ceil(questions / section.batch_size)
+    chosen = choose(
+        questions,
+        has_dev=True,
+        batch_size=section.batch_size,
+        epochs=section.epochs,
+        dev_share=0.0,
+        cross_fit=0,
+    )
+    steps = chosen.epochs * math.ceil(questions / section.batch_size)
     generator = dataclasses.replace(
         retriever,
         batch_size=section.batch_size,
