@@ -25,7 +25,7 @@ _TERMS = _random.integers(0, int(_PRIME), _PERMUTATIONS, dtype=np.uint64)
 
 
 class Deduplicator:
-    """Remembers the passages seen: 100 bytes each for exact copies, about 1 kB for near ones, nothing for "none"."""
+    """Remembers the passages seen: 100 bytes each for exact copies, about 1.5 kB for near ones, nothing for "none"."""
 
     def __init__(self, kind: Literal["none", "exact", "near"]) -> None:
         self.removed = 0

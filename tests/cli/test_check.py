@@ -100,16 +100,16 @@ def test_answers_in_a_script_without_spaces(cli, tiny_config, tiny_corpus):
 
 
 def test_truncation_is_counted_in_the_tokens_of_the_models(cli, tiny_config, tiny_corpus, tiny_models):
-    config = tiny_config(passages={"size": 50}, encoder={"max_tokens": 26}, generator={"max_input_tokens": 60})
+    config = tiny_config(passages={"size": 50}, encoder={"max_tokens": 23}, generator={"max_input_tokens": 60})
     facts = found(cli, config)["truncation"]
     tokenizer = AutoTokenizer.from_pretrained(tiny_models.encoder)
     lengths = [len(tokenizer(f"{row['title']}\n{row['text']}")["input_ids"]) for row in rows(tiny_corpus.corpus)]
     assert facts["passages"] == {
         "sample": 12,
-        "cut": pytest.approx(sum(length > 26 for length in lengths) / 12),
-        "tokens_lost": pytest.approx(sum(max(0, length - 26) for length in lengths) / sum(lengths)),
+        "cut": pytest.approx(sum(length > 23 for length in lengths) / 12),
+        "tokens_lost": pytest.approx(sum(max(0, length - 23) for length in lengths) / sum(lengths)),
         "longest": max(lengths),
-        "limit": 26,
+        "limit": 23,
     }
     assert 0 < facts["passages"]["cut"] < 1
     assert facts["prompts"]["cut"] > 0 and facts["prompts"]["longest"] > 60
