@@ -1,15 +1,19 @@
 """`ragx check`: what it finds in data, limits and corpus, and what it says an index will take."""
 
+import importlib
 import json
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from ragx.config import load_config
+from ragx.evaluation.survey import Survey
 from ragx.rag.generators import load_generator
 from ragx.rag.lengths import Lengths
 from ragx.rag.prompts import PromptSettings
-from ragx.records import Passage
+from ragx.records import Passage, no_progress
 
 
 def found(cli, config, *arguments):
@@ -177,3 +181,34 @@ def test_input_of_a_rag_checkpoint(
     assert facts["passages"]["longest"] == max(len(words(d["title"], d["text"])["input_ids"]) for d in documents)
     assert facts["passages"]["cut"] == 1.0
     assert 0 < facts["prompts"]["longest"] < 200
+
+
+def test_corpus_is_not_held_in_memory(tiny_config, tiny_corpus, monkeypatch):
+    module = importlib.import_module("ragx.stages.check")
+    monkeypatch.setattr(module, "SAMPLE", 10)
+    text = "The kiln burns beech wood. " * 400
+    write_lines(tiny_corpus.corpus, [{"id": n, "text": f"{n} {text}"} for n in range(2000)])
+    config = load_config(tiny_config(passages={"size": 1000}))
+    tracemalloc.start()
+    try:
+        read = module._read(config, SimpleNamespace(spans=None), Survey({}), no_progress)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (read.documents, read.passages, len(read.sample)) == (2000, 6000, 10)
+    assert peak < 8e6 < tiny_corpus.corpus.stat().st_size / 2
+
+
+IDS = ["../../outside", "/tmp/outside", "x" * 300, "a/../../b", "..", "~", "$HOME", "a\nb", "-rf"]
+
+
+def test_ids_are_no_paths(cli, tiny_config, tiny_corpus, tmp_path):
+    for number, name in enumerate(IDS):
+        add(tiny_corpus.corpus, id=name, title="", text=f"Number {number} is a strange name.")
+    config = tiny_config()
+    before = sorted(path for path in tmp_path.rglob("*"))
+    assert found(cli, config)["documents"] == 12 + len(IDS)
+    assert cli("index", "-q", "-c", config).code == 0
+    assert cli("ask", "-q", "--json", "-c", config, "What number is a strange name?").code == 0
+    new = sorted(path for path in tmp_path.rglob("*") if path not in before and "runs" not in path.parts)
+    assert new == []

@@ -67,9 +67,7 @@ def test_disk_that_fails_at_any_operation(tiny_config, tmp_path, faulty):
         build_index(new)
         mended = contents(new)
         assert np.array_equal(mended[0], after[0]) and mended[1] == after[1]
-        assert not [
-            p.name for p in (old.run_dir / "index").iterdir() if p.name.endswith(".tmp") or "building" in p.name
-        ]
+        assert not list((old.run_dir / "index").glob("**/*.tmp"))
     assert number > 15
 
 
