@@ -73,7 +73,9 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
         return
     search = "".join(f", {name} {value}" for name, value in found["search"].items())
     recall = "" if found["kind"] == "flat" else f" ({found['factory']}{search}, recall@10 {found['recall@10']:.3f})"
+    repeated = f" ({found['left_out']} duplicates left out)" if found["left_out"] else ""
     typer.echo(
-        f"{found['folder']}: {found['passages']} passages of {found['documents']} documents, {found['kind']} index"
+        f"{found['folder']}: {found['passages']} passages{repeated} of {found['documents']} documents, "
+        f"{found['kind']} index"
         f"{recall} of {found['dimension']} dimensions, lexical: {found['lexical']}, {found['bytes'] / 1e6:.1f} MB"
     )

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from ragx.corpus.answers import normalise_answer
 from ragx.errors import ConfigError
+from ragx.evaluation.search import Finder
 from ragx.evaluation.statistic import Statistic
 from ragx.evaluation.text import holds, loose, unspaced
 from ragx.records import Example, Passage, Prediction, Slice
@@ -49,26 +49,9 @@ def outcome(prediction: Prediction, correct: bool) -> str:
 
 
 def supported(wanted: Mapping[str, Sequence[str]], passages: Iterable[Passage]) -> set[str]:
-    """The keys of `wanted` one of whose answers stands in a passage, as whole words, both normalised.
-
-    One pass over the passages: only those that share the first word of an answer are searched for it.
-    """
-    by_word: dict[str, list[tuple[str, str]]] = {}
-    characters: list[tuple[str, str]] = []
-    for key, answers in wanted.items():
-        for answer in filter(None, map(normalise_answer, answers)):
-            if unspaced([answer]):
-                characters.append((key, answer))
-            else:
-                by_word.setdefault(answer.split()[0], []).append((key, f" {answer} "))
-    found: set[str] = set()
-    for passage in passages:
-        text = normalise_answer(passage.text)
-        padded = f" {text} "
-        for word in by_word.keys() & set(text.split()):
-            found.update(key for key, answer in by_word[word] if answer in padded)
-        found.update(key for key, answer in characters if answer in text)
-    return found
+    """The keys of `wanted` one of whose answers stands in a passage, as whole words, both normalised."""
+    finder = Finder((key, answer) for key, answers in wanted.items() for answer in answers)
+    return {key for passage in passages for key in finder.within(passage.text)}
 
 
 def retrieval_hurts(predictions: Sequence[Prediction]) -> float | None:

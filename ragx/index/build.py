@@ -22,7 +22,15 @@ from ragx.errors import ArtifactError
 from ragx.index.encoder import Encoder, Vectors
 from ragx.index.kinds import Wanted, write_approximate
 from ragx.index.lexical import Lexical, write_lexical
-from ragx.index.passages import PASSAGES, kept_numbers, lengths, open_passages, read_passages, store_passages
+from ragx.index.passages import (
+    PASSAGES,
+    count_left_out,
+    kept_numbers,
+    lengths,
+    open_passages,
+    read_passages,
+    store_passages,
+)
 from ragx.index.shards import Plan, encode_part, is_intact, read_shard, shard_path, write_shard
 from ragx.index.vectors import APPROXIMATE, VECTORS, open_vectors, write_vectors
 from ragx.records import Passage, Progress
@@ -92,10 +100,12 @@ def build(
     *,
     base: Base | None = None,
     encode: Encode | None = None,
+    left_out: Callable[[], int] = lambda: 0,
 ) -> Path:
     """Build the next generation in `folder` and make it current; shards of an interrupted build are reused.
 
-    Passages that `base` holds too keep their vectors. `encode` may compute the others elsewhere.
+    Passages that `base` holds too keep their vectors. `encode` may compute the others elsewhere. `left_out` is asked,
+    when all passages are read, how many duplicates they went without.
 
     Raises:
         ArtifactError: another process is building here.
@@ -105,7 +115,7 @@ def build(
     with lock(folder / ".lock", WHAT):
         plan = _plan(facts, settings, None if base is None else base.folder.name)
         building = _building(folder, plan)
-        documents, count = store_passages(building / PASSAGES, passages, progress)
+        documents, count = store_passages(building / PASSAGES, passages, progress, left_out)
         missing = _missing(building, plan, count)
         if base is not None:
             _encode_changed(building, plan, count, missing, base, encoder, progress)
@@ -148,6 +158,8 @@ def merge(
     passages: Iterable[Passage],
     dimension: int,
     progress: Progress,
+    *,
+    left_out: Callable[[], int] = lambda: 0,
 ) -> Path:
     """Join the shards of all parts into the next generation and make it current.
 
@@ -161,7 +173,7 @@ def merge(
         if not _is_of_plan(building, plan):
             (building / PASSAGES).unlink(missing_ok=True)
             write_json(building / "plan.json", {"plan": plan.fingerprint})
-        documents, count = store_passages(building / PASSAGES, passages, progress)
+        documents, count = store_passages(building / PASSAGES, passages, progress, left_out)
         absent = [number for number in range(_shards(plan, count)) if not shard_path(building, number).is_file()]
         if absent:
             shown = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
@@ -273,7 +285,7 @@ def _commit(
     documents, count, dimension = counts
     facts = {**facts, "documents": documents, "passages": count, "dimension": dimension}
     facts["fingerprint"] = fingerprint([FORMAT, facts])
-    facts["lengths"] = lengths(building / PASSAGES)
+    facts["lengths"], facts["left_out"] = lengths(building / PASSAGES), count_left_out(building / PASSAGES)
     progress("writing the index", 0, 1)
     write_vectors(building / VECTORS, _vectors(building, plan, count), (count, dimension))
     built = write_approximate(building, settings.vectors, (count, dimension), progress)

@@ -146,18 +146,29 @@ class Encoder:
 
     def tokenize_passages(self, passages: Sequence[Passage]) -> Tokens:
         """The tokens of passages: title and text on two lines, or as a pair for DPR, as it was trained."""
-        if self.titles_apart:
-            return self.tokenize([(p.title, p.text) for p in passages])
-        return self.tokenize([f"{p.title}\n{p.text}" if p.title else p.text for p in passages])
+        return self.tokenize(self._inputs(passages))
+
+    def uncut_lengths(self, passages: Sequence[Passage]) -> list[int]:
+        """The tokens of each passage, special ones included, before it is cut to `max_tokens`."""
+        encoded = self.tokenizer(self._prefixed(self._inputs(passages)), truncation=False, verbose=False)
+        return [len(ids) for ids in encoded["input_ids"]]
 
     def tokenize(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> Tokens:
         """The tokens of texts, or of pairs of texts, cut to `max_tokens`; may run in another thread than computing."""
-        prefix = self.settings.prefix or ""
-        wanted = [prefix + text if isinstance(text, str) else text for text in texts]
+        wanted = self._prefixed(texts)
         if not wanted:
             return Tokens((), {}, np.zeros(0, dtype=np.int64))
         features = {name: value for name, value in self.module.preprocess(wanted).items() if value is not None}
         return Tokens(tuple(wanted), features, features["attention_mask"].sum(dim=1).numpy())
+
+    def _inputs(self, passages: Sequence[Passage]) -> Sequence[str] | Sequence[tuple[str, str]]:
+        if self.titles_apart:
+            return [(p.title, p.text) for p in passages]
+        return [f"{p.title}\n{p.text}" if p.title else p.text for p in passages]
+
+    def _prefixed(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[str | tuple[str, str]]:
+        prefix = self.settings.prefix or ""
+        return [prefix + text if isinstance(text, str) else text for text in texts]
 
     def encode_tokens(self, tokens: Tokens, *, batch_tokens: int, dtype: torch.dtype) -> Vectors:
         """Vectors [N, D] of tokenised texts, as `encode` makes them."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ragx.artifacts import fsync
 from ragx.errors import ArtifactError, DataError, RagxError
 from ragx.records import Passage, Progress
 
@@ -21,8 +22,12 @@ CREATE INDEX by_document ON passages (document_id);
 _COLUMNS = "number, document_id, title, text, id"
 
 
-def store_passages(path: Path, passages: Iterable[Passage], progress: Progress) -> tuple[int, int]:
+def store_passages(
+    path: Path, passages: Iterable[Passage], progress: Progress, left_out: Callable[[], int] = lambda: 0
+) -> tuple[int, int]:
     """Write all passages unless that was finished; returns the numbers of documents and passages.
+
+    `left_out` is asked at the end how many passages were not given, and the file remembers it.
 
     Raises:
         DataError: there is no passage.
@@ -38,9 +43,11 @@ def store_passages(path: Path, passages: Iterable[Passage], progress: Progress) 
                     rows = [(p.number, p.document_id, p.title, p.text, p.id, _digest(p)) for p in batch]
                     database.executemany("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", rows)
                     progress("reading passages", batch[-1].number + 1, None)
+                database.execute(f"PRAGMA user_version = {left_out()}")
                 database.commit()
         except sqlite3.OperationalError as error:
             raise RagxError(f"{path}: cannot be written ({error}); is the disk full?") from error
+        fsync(beside)
         beside.replace(path)
     with closing(open_passages(path)) as database:
         documents, count = database.execute("SELECT count(DISTINCT document_id), count(*) FROM passages").fetchone()
@@ -96,6 +103,12 @@ def kept_numbers(new: Path, old: Path, count: int) -> NDArray[np.int64]:
         except sqlite3.Error as error:
             raise ArtifactError(f"{old}: cannot be compared ({error})") from error
     return kept
+
+
+def count_left_out(path: Path) -> int:
+    """How many passages were left out when the file was written."""
+    with closing(open_passages(path)) as database:
+        return int(database.execute("PRAGMA user_version").fetchone()[0])
 
 
 def lengths(path: Path) -> dict[str, float]:

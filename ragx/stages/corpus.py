@@ -10,6 +10,7 @@ from ragx.config import Config
 from ragx.records import Document, Passage
 
 if TYPE_CHECKING:
+    from ragx.corpus.duplicates import Deduplicator
     from ragx.corpus.passages import Spans
 
 log = logging.getLogger(__name__)
@@ -26,13 +27,20 @@ def corpus_documents(config: Config) -> Iterator[Document]:
     return read_documents(corpus.paths, fields, corpus.on_error, encoding=corpus.encoding, limits=limits)
 
 
-def corpus_passages(config: Config, documents: Iterable[Document], spans: Spans) -> Iterator[Passage]:
-    """The passages of documents as configured, duplicates counted in the log; `spans` finds tokens."""
+def deduplicator(config: Config) -> Deduplicator:
+    """What leaves out repeated passages as configured, and counts them."""
     from ragx.corpus.duplicates import Deduplicator
+
+    return Deduplicator(config.passages.deduplicate)
+
+
+def corpus_passages(
+    config: Config, documents: Iterable[Document], spans: Spans, duplicates: Deduplicator
+) -> Iterator[Passage]:
+    """The passages of documents as configured, duplicates counted in the log; `spans` finds tokens."""
     from ragx.corpus.passages import passages_of, word_spans
 
     how = config.passages
-    duplicates = None if how.deduplicate == "none" else Deduplicator(how.deduplicate)
     yield from passages_of(
         documents,
         size=how.size,
@@ -40,7 +48,7 @@ def corpus_passages(config: Config, documents: Iterable[Document], spans: Spans)
         spans=spans if how.unit == "tokens" else word_spans,
         unit=how.unit,
         title=how.title,
-        is_new=duplicates.is_new if duplicates else None,
+        is_new=duplicates.is_new,
     )
-    if duplicates:
+    if how.deduplicate != "none":
         log.info("%d passages left out as %s duplicates of earlier ones", duplicates.removed, how.deduplicate)

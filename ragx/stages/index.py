@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragx.artifacts import file_sha256, fingerprint, read_manifest, write_text
 from ragx.config import Config, dump_config
 from ragx.errors import ArtifactError, ConfigError
-from ragx.records import Passage, Progress, no_progress
-from ragx.stages.corpus import corpus_documents, corpus_passages
+from ragx.records import Progress, no_progress
+from ragx.stages.corpus import corpus_documents, corpus_passages, deduplicator
 from ragx.stages.models import (
     compute_device,
     compute_dtype,
@@ -23,7 +22,6 @@ from ragx.stages.models import (
 
 if TYPE_CHECKING:
     from ragx.index.build import Base, Encode, Settings, Source
-    from ragx.index.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ def build_index(config: Config, progress: Progress = no_progress, *, update: boo
 
     encode = _engine(config, progress)
     encoder = passage_encoder(config)
-    settings = _settings(config)
+    settings = index_settings(config)
     facts = facts_of(_source(config), encoder, settings)
     folder = config.run_dir / "index"
     base = None
@@ -53,7 +51,19 @@ def build_index(config: Config, progress: Progress = no_progress, *, update: boo
         base = _base(generation, manifest, facts, update) if manifest else None
     require_same_width(config, encoder)
     write_text(config.run_dir / "config.yaml", dump_config(config))
-    build(folder, facts, settings, _passages(config, encoder), encoder, progress, base=base, encode=encode)
+    duplicates = deduplicator(config)
+    passages = corpus_passages(config, corpus_documents(config), encoder.spans, duplicates)
+    build(
+        folder,
+        facts,
+        settings,
+        passages,
+        encoder,
+        progress,
+        base=base,
+        encode=encode,
+        left_out=lambda: duplicates.removed,
+    )
     return index_stats(config)
 
 
@@ -68,10 +78,10 @@ def build_index_part(config: Config, part: int, parts: int, progress: Progress =
 
     if not 1 <= part <= parts:
         raise ConfigError(f"--shard {part}/{parts}: parts count from 1 to {parts}")
-    encoder, settings = passage_encoder(config), _settings(config)
+    encoder, settings = passage_encoder(config), index_settings(config)
     facts = facts_of(_source(config), encoder, settings)
-    folder, passages = config.run_dir / "index", _passages(config, encoder)
-    return build_part(folder, facts, settings, passages, encoder, progress, part=part, parts=parts)
+    passages = corpus_passages(config, corpus_documents(config), encoder.spans, deduplicator(config))
+    return build_part(config.run_dir / "index", facts, settings, passages, encoder, progress, part=part, parts=parts)
 
 
 def merge_index(config: Config, progress: Progress = no_progress) -> dict[str, Any]:
@@ -82,10 +92,13 @@ def merge_index(config: Config, progress: Progress = no_progress) -> dict[str, A
     """
     from ragx.index.build import facts_of, merge
 
-    encoder, settings = passage_encoder(config), _settings(config)
+    encoder, settings = passage_encoder(config), index_settings(config)
     facts = facts_of(_source(config), encoder, settings)
     write_text(config.run_dir / "config.yaml", dump_config(config))
-    merge(config.run_dir / "index", facts, settings, _passages(config, encoder), encoder.dimension, progress)
+    duplicates = deduplicator(config)
+    passages = corpus_passages(config, corpus_documents(config), encoder.spans, duplicates)
+    folder, dimension = config.run_dir / "index", encoder.dimension
+    merge(folder, facts, settings, passages, dimension, progress, left_out=lambda: duplicates.removed)
     return index_stats(config)
 
 
@@ -102,6 +115,7 @@ def index_stats(config: Config) -> dict[str, Any]:
         "folder": str(generation),
         "documents": manifest["documents"],
         "passages": manifest["passages"],
+        "left_out": manifest.get("left_out"),
         "characters": manifest["lengths"],
         "dimension": manifest["dimension"],
         "kind": manifest["kind_of_index"],
@@ -118,11 +132,8 @@ def index_stats(config: Config) -> dict[str, Any]:
     }
 
 
-def _passages(config: Config, encoder: Encoder) -> Iterator[Passage]:
-    return corpus_passages(config, corpus_documents(config), encoder.spans)
-
-
-def _settings(config: Config) -> Settings:
+def index_settings(config: Config) -> Settings:
+    """How passages are encoded, and what is built over them."""
     from ragx.index.build import Settings
     from ragx.index.encoder import BATCH_TOKENS, GPU_BATCH_TOKENS
     from ragx.index.kinds import Wanted

@@ -78,7 +78,7 @@ def require_same_width(config: Config, passages: Encoder) -> None:
     """
     if not config.encoder.passage_model or config.retrieval.mode == "lexical":
         return
-    questions = _encoder(config, pretrained_folders(config)[0], "query")
+    questions = question_encoder(config)
     if questions.dimension != passages.dimension:
         raise ConfigError(
             f"encoder.passage_model: {config.encoder.passage_model} gives vectors of {passages.dimension} dimensions, "
@@ -92,6 +92,11 @@ def _resolve(config: Config, reference: str, sha256: str | None) -> Path:
 
     models.hide_progress_bars()
     return models.resolve(reference, sha256=sha256, allow_pickle=config.allow_pickle_weights)
+
+
+def question_encoder(config: Config) -> Encoder:
+    """The pretrained encoder of questions."""
+    return _encoder(config, pretrained_folders(config)[0], "query")
 
 
 def _encoder(config: Config, folder: Path, role: str) -> Encoder:
@@ -199,7 +204,7 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     retriever = Retriever(encoder, starting_prior(encoder, section.mode, *prior), index, settings)
     generator = load_generator(
         weights,
-        _prompt(config, encoder, weights),
+        generator_prompt(config, encoder, weights),
         config.generator.max_answer_tokens,
         device=compute_device(config),
         dtype=torch.float32 if prepare else compute_dtype(config),
@@ -211,7 +216,7 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     return RagModel(retriever, generator, config.rag.marginal, null_bias).to(compute_device(config))
 
 
-def _prompt(config: Config, encoder: Encoder, generator: Path) -> Prompt:
+def generator_prompt(config: Config, encoder: Encoder, generator: Path) -> Prompt:
     """The generator's input: the configured prompt, or the format of the RAG checkpoint."""
     from ragx.rag.interop import input_format
     from ragx.rag.prompts import PromptSettings

@@ -33,37 +33,6 @@ def test_init_overwrites_nothing(cli, tmp_path):
     assert (tmp_path / "ragx.yaml").read_text() == "mine"
 
 
-def test_check_of_the_sample(cli, tmp_path):
-    cli("init", tmp_path, "--sample")
-    done = cli("check", "-c", tmp_path / "ragx.yaml", "--json")
-    assert (done.code, done.err) == (0, "")
-    found = json.loads(done.out)
-    assert list(found["splits"]) == ["train", "dev", "test"]
-    assert all(not split["unknown_gold_documents"] and not split["repeated"] for split in found["splits"].values())
-
-
-def test_check(cli, tiny_config):
-    done = cli("check", "-c", tiny_config())
-    assert (done.code, done.err) == (0, "")
-    found = lines(done.out)
-    assert found[:4] == [
-        "corpus: 12 documents, 205 words, 24 passages",
-        "train: 12 questions; 100% have an answer that stands in the corpus (the ceiling of em)",
-        "dev: 4 questions; 100% have an answer that stands in the corpus (the ceiling of em)",
-        "test: 4 questions; 100% have an answer that stands in the corpus (the ceiling of em)",
-    ]
-    assert re.fullmatch(r"index: about 0\.\d MB, \d+ MB free on the disk", found[4])
-
-
-def test_check_tells_leakage_and_unknown_documents(cli, tiny_config, tiny_corpus):
-    extra = '{"question": "who LIGHTS the kiln", "answers": ["nobody at all"], "doc_ids": ["gone"]}\n'
-    tiny_corpus.test.write_text(tiny_corpus.test.read_text() + extra)
-    done = cli("check", "-c", tiny_config())
-    assert "  gold documents not in the corpus: gone" in lines(done.out)
-    assert "  1 questions also stand in train" in lines(done.out)
-    assert "test: 5 questions; 80% have an answer that stands in the corpus (the ceiling of em)" in lines(done.out)
-
-
 def test_index(cli, tiny_config, tmp_path):
     done = cli("index", "-c", tiny_config())
     assert done.code == 0
@@ -95,6 +64,7 @@ def test_index_stats_as_json(cli, indexed, tmp_path):
         "folder": f"{tmp_path}/runs/tiny/index/v1",
         "documents": 12,
         "passages": 24,
+        "left_out": 0,
         "characters": {"mean": 44.7, "median": 44.0, "p95": 70.0, "max": 73},
         "dimension": 32,
         "kind": "flat",

@@ -3,7 +3,10 @@
 import gzip
 import io
 import logging
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pypdf
 import pytest
@@ -116,6 +119,33 @@ def test_hostile_file_is_one_skip_with_its_reason(tmp_path, caplog, name):
     assert listed.startswith(f"skipped {tmp_path / name}")
     assert any(part in listed for part in reason.split("|")), listed
     assert counted == "1 records skipped"
+
+
+READ = """
+import resource, sys
+from pathlib import Path
+from ragx.corpus.readers import Fields, read_documents
+found = [document.id for document in read_documents([sys.argv[1]], Fields(), "skip")]
+status = Path("/proc/self/status").read_text()
+children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(",".join(found), status.partition("VmHWM:")[2].split()[0], children)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process's memory is Linux's to tell")
+def test_bombs_and_giant_lines_cost_bounded_memory(tmp_path):
+    """A line of 200 MB included; kilobytes at the peak, of the reader and of its largest parser."""
+    for name in ("bomb.pdf", "bomb.docx", "entities.docx", "bomb.jsonl.gz", "bomb.txt.zst", "divs.html", "large.html"):
+        (tmp_path / name).write_bytes(HOSTILE[name][0]())
+    with (tmp_path / "line.jsonl").open("wb") as file:
+        file.write(b'{"id": 1, "text": "')
+        file.writelines(b"x" * 1_000_000 for _ in range(200))
+    (tmp_path / "zz.txt").write_text("good")
+    done = subprocess.run([sys.executable, "-c", READ, str(tmp_path)], capture_output=True, text=True, check=True)
+    found, parent, child = done.stdout.split()
+    assert found == "zz.txt"
+    assert int(parent) < 300_000
+    assert int(child) < 2_048_000
 
 
 def test_hostile_file_fails_with_the_remedy(tmp_path):

@@ -17,17 +17,18 @@ corpus corpus.answers corpus.streams corpus.files corpus.markdown corpus.tables
 corpus.parsers corpus.parsers.serve corpus.parsers.pdf corpus.parsers.html corpus.parsers.docx corpus.parsers.parquet
 corpus.sandbox corpus.readers corpus.passages corpus.duplicates corpus.questions
 index index.encoder index.vectors index.kinds index.words index.bm25 index.tfidf index.lexical
-index.passages index.shards index.build index.cluster index.store index.hf_dataset
+index.passages index.shards index.build index.estimate index.cluster index.store index.hf_dataset
 rag rag.marginal rag.retriever
-rag.prompts rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.beams rag.decoding rag.model rag.interop
-training training.processes training.watch training.checkpoints training.policy training.synthetic training.warmup
-training.crossfit training.loop training.estimate training.curves training.card
-evaluation evaluation.text evaluation.statistic evaluation.matching evaluation.overlap evaluation.ranking
-evaluation.calibration evaluation.metrics evaluation.significance evaluation.gates evaluation.predictions
-evaluation.cache evaluation.why evaluation.predict evaluation.report evaluation.seeds evaluation.plots
-evaluation.as_json evaluation.as_markdown evaluation.as_junit evaluation.as_html evaluation.files
+rag.prompts rag.lengths rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.beams rag.decoding
+rag.model rag.interop training training.processes training.watch training.checkpoints training.policy
+training.synthetic training.warmup training.crossfit training.loop training.estimate training.curves
+training.card evaluation evaluation.text evaluation.search evaluation.statistic evaluation.matching
+evaluation.overlap evaluation.ranking evaluation.calibration evaluation.metrics evaluation.significance
+evaluation.gates evaluation.predictions evaluation.survey evaluation.cache evaluation.why evaluation.predict
+evaluation.report evaluation.seeds evaluation.plots evaluation.as_json evaluation.as_markdown
+evaluation.as_junit evaluation.as_html evaluation.files
 samples stages.models stages.corpus stages.index stages.synthetic stages.finetune stages.export stages.answer
-stages.project stages
+stages.check stages.project stages
 cli cli.common cli.init cli.check cli.index cli.finetune cli.ask cli.eval cli.export cli.main
 __init__ __main__
 """.split()  # noqa: SIM905 - it reads as the page does
@@ -46,6 +47,7 @@ HOMES = {
     "datasets": ("index.hf_dataset",),
     "peft": ("rag.generator", "rag.generators"),
     "accelerate": ("training.",),
+    "ahocorasick_rs": ("evaluation.search",),
     "ir_measures": ("evaluation.ranking",),
     "rouge_score": ("evaluation.overlap",),
     "sacrebleu": ("evaluation.overlap",),

@@ -1,0 +1,45 @@
+"""How long a generator's inputs and answers are: asked of its tokenizer alone, without its weights."""
+
+import dataclasses
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer
+
+from ragx.errors import ArtifactError
+from ragx.models import require_tokenizer
+from ragx.rag.prompts import Prompt, make_template
+from ragx.records import Passage
+
+_ENDLESS = 1 << 30
+
+
+class Lengths:
+    """Tokens of prompts and answers as `load_generator` would have them."""
+
+    def __init__(self, folder: Path, prompt: Prompt) -> None:
+        """Read the tokenizer of a generator's folder.
+
+        Raises:
+            ArtifactError: there is none, or its chat template refuses the prompt.
+        """
+        require_tokenizer(folder)
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = str(error).splitlines()[0]
+            raise ArtifactError(f"{folder}: its tokenizer cannot be loaded ({reason})") from error
+        self._writes_on = not config.is_encoder_decoder
+        chat = self._writes_on and tokenizer.chat_template is not None
+        self._tokenizer = tokenizer
+        self._template = make_template(tokenizer, dataclasses.replace(prompt, max_input_tokens=_ENDLESS), chat=chat)
+
+    def prompt(self, passage: Passage, question: str) -> int:
+        """Tokens of a prompt of which nothing is cut."""
+        return len(self._template.ids(passage, question))
+
+    def answer(self, answer: str) -> int:
+        """Tokens of an answer with its end."""
+        text = f" {answer}" if self._writes_on and not self._template.ends_with_space else answer
+        texts = {"text": text} if self._writes_on else {"text_target": text}
+        return len(self._tokenizer(**texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]) + 1
