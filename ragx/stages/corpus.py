@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ragx.config import Config
@@ -32,15 +33,15 @@ def corpus_passages(config: Config, documents: Iterable[Document], spans: Spans)
     from ragx.corpus.passages import passages_of, word_spans
 
     how = config.passages
-    duplicates = None if how.deduplicate == "none" else Deduplicator(how.deduplicate)
-    yield from passages_of(
-        documents,
-        size=how.size,
-        overlap=how.overlap,
-        spans=spans if how.unit == "tokens" else word_spans,
-        unit=how.unit,
-        title=how.title,
-        is_new=duplicates.is_new if duplicates else None,
-    )
+    with nullcontext() if how.deduplicate == "none" else Deduplicator(how.deduplicate) as duplicates:
+        yield from passages_of(
+            documents,
+            size=how.size,
+            overlap=how.overlap,
+            spans=spans if how.unit == "tokens" else word_spans,
+            unit=how.unit,
+            title=how.title,
+            is_new=duplicates.is_new if duplicates else None,
+        )
     if duplicates:
         log.info("%d passages left out as %s duplicates of earlier ones", duplicates.removed, how.deduplicate)

@@ -138,14 +138,20 @@ WORDS = "the kiln at orrin burns beech wood and marta veld lights it on monday s
 def test_duplicates():
     near = WORDS.replace("friday", "saturday") + " again"
     texts = [WORDS, f"  {WORDS.upper()}! ", WORDS + ".", f"{WORDS} {WORDS[::-1]}", " ".join(WORDS.split()[::-1])]
-    exact, fuzzy = Deduplicator("exact"), Deduplicator("near")
-    assert [exact.is_new(text) for text in texts] == [True, False, False, True, True]
-    long = " ".join(f"{word}{n}" for n in range(9) for word in WORDS.split())
-    assert [fuzzy.is_new(text) for text in [long, long + " one more", near, long[::-1]]] == [True, False, True, True]
-    assert (exact.removed, fuzzy.removed) == (2, 1)
+    with Deduplicator("exact") as exact, Deduplicator("near") as fuzzy:
+        assert [exact.is_new(text) for text in texts] == [True, False, False, True, True]
+        long = " ".join(f"{word}{n}" for n in range(9) for word in WORDS.split())
+        assert [fuzzy.is_new(text) for text in [long, long + " one more", near, long[::-1]]] == [
+            True,
+            False,
+            True,
+            True,
+        ]
+        assert (exact.removed, fuzzy.removed) == (2, 1)
 
 
 def test_duplicates_are_left_out_and_numbers_stay_dense():
     documents = [Document(name, "", text, "f") for name, text in (("x", "a b"), ("y", "A  b!"), ("z", "c"))]
-    found = passages_of(documents, size=5, is_new=Deduplicator("exact").is_new)
+    with Deduplicator("exact") as duplicates:
+        found = list(passages_of(documents, size=5, is_new=duplicates.is_new))
     assert [(p.number, p.id) for p in found] == [(0, "x#0"), (1, "z#0")]
