@@ -65,5 +65,5 @@ def _trace(model: nn.Module, example: dict[str, torch.Tensor]) -> TorchScriptPyt
     """Through the front end itself: `openvino.convert_model` would report its use to the network."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing warns of every branch, and of itself
-        script = torch.jit.trace(_States(model, list(example)), tuple(example.values()), strict=False)
+        script = torch.jit.trace(_States(model, list(example)), tuple(example.values()), strict=False)  # type: ignore[no-untyped-call]
         return TorchScriptPythonDecoder(script)

@@ -187,7 +187,8 @@ class Encoder:
     def _module(self, example: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
         """What computes in `dtype`: the module itself, or one whose first part is compiled."""
         if self._compile is None:
-            return self.module
+            module: torch.nn.Module = self.module
+            return module
         if dtype not in self._compiled:
             transformer, *others = self.module
             self._compiled[dtype] = torch.nn.Sequential(self._compile(transformer, example, dtype), *others)
