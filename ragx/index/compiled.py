@@ -5,7 +5,7 @@ from typing import Any
 
 import openvino
 import torch
-from openvino.frontend import FrontEndManager
+from openvino.frontend import FrontEndManager, OpConversionFailure
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from sentence_transformers.base.modules import Transformer
 from torch import nn
@@ -39,7 +39,7 @@ class CompiledTransformer(nn.Module):
             frontend = FrontEndManager().load_by_framework("pytorch")
             model = frontend.convert(frontend.load(traced))
             self._compiled = openvino.Core().compile_model(model, "CPU", wanted)
-        except (RuntimeError, TypeError, AttributeError) as error:
+        except (RuntimeError, TypeError, AttributeError, OpConversionFailure) as error:
             reason = str(error).strip().splitlines()[-1]
             raise RagxError(f"encoder.backend: openvino: cannot compile this encoder ({reason}); use torch") from error
 
@@ -63,7 +63,7 @@ class _States(nn.Module):
 
 def _trace(model: nn.Module, example: dict[str, torch.Tensor]) -> TorchScriptPythonDecoder:
     """Through the front end itself: `openvino.convert_model` would report its use to the network."""
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         warnings.simplefilter("ignore")  # tracing warns of every branch, and of itself
         script = torch.jit.trace(_States(model, list(example)), tuple(example.values()), strict=False)  # type: ignore[no-untyped-call]
         return TorchScriptPythonDecoder(script)

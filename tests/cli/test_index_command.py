@@ -42,9 +42,11 @@ def test_update_after_a_changed_document(cli, indexed, tiny_corpus):
     assert cli("ask", "Who lights the kiln?", "-q", "-c", config).code == 0
 
 
-@pytest.mark.parametrize("unit", ["words", "sentences"])
-def test_openvino_makes_the_vectors_of_torch(cli, tiny_config, unit):
-    config = tiny_config(passages={"unit": unit}, index={"lexical": "none"}, retrieval={"mode": "dense"})
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)]
+)  # by order of sums, by rounding
+def test_openvino_makes_the_vectors_of_torch(cli, tiny_config, dtype, tolerance):
+    config = tiny_config(dtype=dtype, index={"lexical": "none"}, retrieval={"mode": "dense"})
     found = []
     for backend in ("torch", "openvino"):
         done = cli("index", "-q", "-c", config, "--set", f"encoder.backend={backend}")
@@ -53,7 +55,7 @@ def test_openvino_makes_the_vectors_of_torch(cli, tiny_config, unit):
         assert index.manifest["backend"] == backend
         found.append(index.all_vectors())
     assert found[0].shape == found[1].shape
-    assert np.abs(found[0] - found[1]).max() < 1e-5  # float32, other order of sums
+    assert np.abs(found[0] - found[1]).max() < tolerance
     assert cli("ask", "Who lights the kiln?", "-q", "-c", config).code == 0
 
 
