@@ -1,12 +1,12 @@
 """`ragx index` against two usual ways to index the same passages with the same encoder.
 
-    python -m benchmarks.index [--quick] [--json] [--corpus FILE.jsonl] [--passages N] [--peer a|b]
+    python -m benchmarks.index [--quick] [--json] [--corpus FILE.jsonl] [--passages N] [--peer a|b] [--backend torch]
 
 Peers: (a) SentenceTransformer.encode with its defaults (float32, batches of 32), then a FAISS flat index; (b) the
 recipe of transformers' use_own_knowledge_dataset script: batches of 16 in corpus order, float32, then
 IndexHNSWFlat(D, 128); reading and writing its Arrow files are left out, in its favour. ragx is timed as a whole build:
-SQLite, shards, vectors, BM25, manifest. Compared are the ten nearest passages of every passage with those of exact
-float32 vectors.
+SQLite, shards, vectors, BM25, manifest; the encoder is loaded, and compiled by OpenVINO, before. Compared are the ten
+nearest passages of every passage with those of exact float32 vectors.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from benchmarks.common import alternate, matrix_peak, print_claim, ratio
 from ragx.corpus.passages import passages_of
 from ragx.corpus.readers import Fields, read_documents
 from ragx.index.build import Settings, Source, build, facts_of
+from ragx.index.compiled import CompiledTransformer
 from ragx.index.encoder import BATCH_TOKENS, Encoder, EncoderSettings, Vectors
 from ragx.index.kinds import Wanted
 from ragx.index.vectors import VECTORS, open_vectors
@@ -102,10 +103,12 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=SAMPLE, help="documents, by default the sample domain")
     parser.add_argument("--passages", type=int, default=128)
     parser.add_argument("--peer", choices=["a", "b"], help="only this one")
+    parser.add_argument("--backend", choices=["torch", "openvino"], default="openvino")
     given = parser.parse_args()
     passages = passages_from(given.corpus, 48 if given.quick else given.passages)
     folder = resolve(MINILM, sha256=None, allow_pickle=False)
-    encoder = Encoder(folder, EncoderSettings(), role="document")
+    compile = CompiledTransformer if given.backend == "openvino" else None
+    encoder = Encoder(folder, EncoderSettings(), role="document", compile=compile)
     dtype = torch.bfloat16
     texts = [f"{passage.title}\n{passage.text}" for passage in passages]
     exact = encoder.module.encode(texts, show_progress_bar=False)
@@ -126,6 +129,7 @@ def main() -> None:
             peer=name,
             same_result=share >= 0.98,
             n=len(seconds[0]),
+            backend=given.backend,
             passages=len(passages),
             passages_per_second=round(len(passages) / fast, 1),
             passages_per_second_peer=round(len(passages) / slow, 1),

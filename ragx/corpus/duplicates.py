@@ -1,6 +1,8 @@
 """Passages that say again what an earlier one said: exact, or near by MinHash (Broder 1997)."""
 
 import hashlib
+import sqlite3
+import weakref
 import zlib
 from typing import Literal
 
@@ -16,6 +18,12 @@ _PERMUTATIONS, _BANDS = 64, 8
 SIMILARITY = 0.8
 """Share of equal MinHash values from which a passage is a near duplicate: the estimated Jaccard similarity."""
 
+_SCHEMA = """
+PRAGMA journal_mode = OFF;
+CREATE TABLE exact (digest BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE signatures (number INTEGER PRIMARY KEY, signature BLOB);
+CREATE TABLE bands (band BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID;
+"""
 _SHINGLE = 3
 _TOKEN = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]|\w+")
 _PRIME = np.uint64((1 << 31) - 1)
@@ -25,14 +33,14 @@ _TERMS = _random.integers(0, int(_PRIME), _PERMUTATIONS, dtype=np.uint64)
 
 
 class Deduplicator:
-    """Remembers the passages seen: 100 bytes each for exact copies, about 1.5 kB for near ones, nothing for "none"."""
+    """Remembers the passages seen in a temporary file, of which SQLite keeps some megabytes in memory."""
 
     def __init__(self, kind: Literal["none", "exact", "near"]) -> None:
         self.removed = 0
         self._kind = kind
-        self._exact: set[bytes] = set()
-        self._bands: list[dict[bytes, int]] = [{} for _ in range(_BANDS)]
-        self._signatures: list[bytes] = []
+        self._seen = sqlite3.connect("", check_same_thread=False)
+        self._seen.executescript(_SCHEMA)
+        weakref.finalize(self, self._seen.close)
 
     def is_new(self, text: str) -> bool:
         """Whether no earlier text is a duplicate of this one; letter case, punctuation and white space do not count."""
@@ -40,8 +48,8 @@ class Deduplicator:
             return True
         tokens = _TOKEN.findall(text.lower())
         digest = hashlib.blake2b(" ".join(tokens or [text]).encode(), digest_size=16).digest()
-        new = digest not in self._exact and not (self._kind == "near" and self._has_near(tokens))
-        self._exact.add(digest)
+        new = self._seen.execute("INSERT OR IGNORE INTO exact VALUES (?)", (digest,)).rowcount > 0
+        new = new and not (self._kind == "near" and self._has_near(tokens))
         self.removed += not new
         return new
 
@@ -50,15 +58,14 @@ class Deduplicator:
             return False
         signature = _signature(tokens)
         width = _PERMUTATIONS // _BANDS
-        keys = [signature[n * width : (n + 1) * width].tobytes() for n in range(_BANDS)]
-        others = {band[key] for band, key in zip(self._bands, keys, strict=True) if key in band}
-        for other in others:
-            equal = np.frombuffer(self._signatures[other], dtype=np.uint32) == signature
-            if equal.mean() >= SIMILARITY:
+        bands = [bytes([n]) + signature[n * width : (n + 1) * width].tobytes() for n in range(_BANDS)]
+        marks = ",".join("?" * _BANDS)
+        shared = f"number IN (SELECT number FROM bands WHERE band IN ({marks}))"
+        for (other,) in self._seen.execute(f"SELECT signature FROM signatures WHERE {shared}", bands):
+            if (np.frombuffer(other, dtype=np.uint32) == signature).mean() >= SIMILARITY:
                 return True
-        for band, key in zip(self._bands, keys, strict=True):
-            band.setdefault(key, len(self._signatures))
-        self._signatures.append(signature.tobytes())
+        number = self._seen.execute("INSERT INTO signatures (signature) VALUES (?)", (signature.tobytes(),)).lastrowid
+        self._seen.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", ((band, number) for band in bands))
         return False
 
 

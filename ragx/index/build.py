@@ -60,6 +60,7 @@ class Settings:
     batch_tokens: int
     shard_size: int
     dtype: torch.dtype
+    backend: str = "torch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ def facts_of(source: Source, encoder: Encoder, settings: Settings) -> dict[str, 
         **dataclasses.asdict(source),
         "encoder": encoder.fingerprint,
         "dtype": str(settings.dtype).removeprefix("torch."),
+        "backend": settings.backend,
         "wanted": dataclasses.asdict(settings.vectors),
         "lexical": settings.lexical,
     }

@@ -6,7 +6,7 @@ Pooling, prefixes and normalisation are the model's own unless the configuration
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from ragx.models import model_fingerprint, read_model_config, require_tokenizer,
 from ragx.records import Passage
 
 Vectors = NDArray[np.float32]
+Compile = Callable[[Transformer, dict[str, Any], torch.dtype], torch.nn.Module]
+"""Transformer, example of its features, dtype -> a module that stands for it, for inference only."""
 
-BATCH_TOKENS = 4096
-"""On two cores batches of 2048 to 8192 tokens were equally fast, larger ones slower."""
+BATCH_TOKENS = 2048
+"""On two cores, larger batches were slower."""
 GPU_BATCH_TOKENS = 65536
 
 
@@ -73,17 +75,27 @@ class Encoder:
     """A text encoder; `module` is the torch module that training changes."""
 
     def __init__(
-        self, folder: Path, settings: EncoderSettings, *, role: str, device: str = "cpu", allow_pickle: bool = False
+        self,
+        folder: Path,
+        settings: EncoderSettings,
+        *,
+        role: str,
+        device: str = "cpu",
+        allow_pickle: bool = False,
+        compile: Compile | None = None,
     ) -> None:
         """Load from a sentence-transformers folder, or any transformers encoder folder.
 
-        `role` ("query" or "document") picks the model's own prompt when `settings.prefix` is None.
+        `role` ("query" or "document") picks the model's own prompt when `settings.prefix` is None. With `compile`, the
+        transformer is compiled when it first encodes, and what training changes afterwards is not seen.
 
         Raises:
             ArtifactError: the folder holds no usable encoder.
         """
         self.folder = folder
         self.device = device
+        self._compile = compile
+        self._compiled: dict[torch.dtype, torch.nn.Module] = {}
         self.module = _load(folder, settings, device, allow_pickle)
         self.module.eval()
         own_limit = self.module.max_seq_length
@@ -177,11 +189,21 @@ class Encoder:
         with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
             for rows in tokens.batches(batch_tokens):
                 features = {name: _to(value, self.device) for name, value in tokens.rows(rows).items()}
-                array[rows] = self.module(features)["sentence_embedding"].float().cpu().numpy()
+                array[rows] = self._module(features, dtype)(features)["sentence_embedding"].float().cpu().numpy()
         if not np.isfinite(array).all():
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise RagxError(f"{self.folder}: the encoder's vector of {str(tokens.texts[bad])[:60]!r} is not finite")
         return array
+
+    def _module(self, example: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+        """What computes in `dtype`: the module itself, or one whose first part is compiled."""
+        if self._compile is None:
+            module: torch.nn.Module = self.module
+            return module
+        if dtype not in self._compiled:
+            transformer, *others = self.module
+            self._compiled[dtype] = torch.nn.Sequential(self._compile(transformer, example, dtype), *others)
+        return self._compiled[dtype]
 
     def read_back(self, text: str) -> str:
         """The text as the tokenizer decodes it from its own ids: what transformers' RAG gives to the generator."""

@@ -147,6 +147,7 @@ def index_settings(config: Config) -> Settings:
         batch_tokens=auto if batch == "auto" else batch * config.encoder.max_tokens,
         shard_size=section.shard_size,
         dtype=compute_dtype(config),
+        backend=config.encoder.backend,
     )
 
 
@@ -164,7 +165,7 @@ def _base(generation: Path, manifest: dict[str, Any], facts: dict[str, object], 
     """The generation in use, where its vectors were made as the new ones would be."""
     from ragx.index.build import Base, decides_vectors
 
-    needed = ("encoder", "dtype") if update else tuple(decides_vectors(facts))
+    needed = ("encoder", "dtype", "backend") if update else tuple(decides_vectors(facts))
     differing = [part for part in needed if manifest.get(part) != facts[part]]
     if not differing:
         return Base(generation, (manifest["passages"], manifest["dimension"]))

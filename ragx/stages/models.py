@@ -14,7 +14,7 @@ from ragx.errors import ArtifactError, ConfigError, StaleIndexError
 if TYPE_CHECKING:
     import torch
 
-    from ragx.index.encoder import Encoder
+    from ragx.index.encoder import Compile, Encoder
     from ragx.index.store import Index
     from ragx.index.vectors import Parameter
     from ragx.rag.generator import Generator
@@ -67,7 +67,20 @@ def passage_encoder_loader(config: Config) -> Callable[[], Encoder]:
     reference = config.encoder.passage_model or config.encoder.model
     if config.rag.checkpoint and not config.encoder.passage_model:
         raise ConfigError("encoder.passage_model: rag.checkpoint brings only the question encoder; name its twin here")
-    return _encoder_loader(config, _resolve(config, reference, config.encoder.sha256), "document")
+    compile = _compile_by_openvino(config) if config.encoder.backend == "openvino" else None
+    return partial(
+        _encoder_loader(config, _resolve(config, reference, config.encoder.sha256), "document"), compile=compile
+    )
+
+
+def _compile_by_openvino(config: Config) -> Compile:
+    try:
+        from ragx.index.compiled import CompiledTransformer
+    except ImportError:
+        raise ConfigError("encoder.backend: openvino: install ragx[openvino]") from None
+    if compute_device(config) != "cpu":
+        raise ConfigError("encoder.backend: openvino computes on the processor; set device: cpu, or backend: torch")
+    return CompiledTransformer
 
 
 def require_same_width(config: Config, passages: Encoder) -> None:
@@ -103,7 +116,7 @@ def _encoder(config: Config, folder: Path, role: str) -> Encoder:
     return _encoder_loader(config, folder, role)()
 
 
-def _encoder_loader(config: Config, folder: Path, role: str) -> Callable[[], Encoder]:
+def _encoder_loader(config: Config, folder: Path, role: str) -> Callable[..., Encoder]:
     from ragx.index.encoder import Encoder, EncoderSettings
 
     section = config.encoder

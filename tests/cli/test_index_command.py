@@ -3,7 +3,10 @@
 import json
 import sys
 
+import numpy as np
 import pytest
+
+from ragx.index.store import Index
 
 
 def test_kind_and_recall_are_printed(cli, tiny_config):
@@ -37,6 +40,31 @@ def test_update_after_a_changed_document(cli, indexed, tiny_corpus):
     assert done.code == 0, done.err
     assert "update: 23 passages kept, 1 to encode, 1 dropped" in done.err
     assert cli("ask", "Who lights the kiln?", "-q", "-c", config).code == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)]
+)  # by order of sums, by rounding
+def test_openvino_makes_the_vectors_of_torch(cli, tiny_config, dtype, tolerance):
+    config = tiny_config(dtype=dtype, index={"lexical": "none"}, retrieval={"mode": "dense"})
+    found = []
+    for backend in ("torch", "openvino"):
+        done = cli("index", "-q", "-c", config, "--set", f"encoder.backend={backend}")
+        assert done.code == 0, done.err
+        index = Index(config.parent / "runs" / "tiny" / "index", "ragx index")
+        assert index.manifest["backend"] == backend
+        found.append(index.all_vectors())
+    assert found[0].shape == found[1].shape
+    assert np.abs(found[0] - found[1]).max() < tolerance
+    assert cli("ask", "Who lights the kiln?", "-q", "-c", config).code == 0
+
+
+def test_openvino_is_for_processors(cli, tiny_config, monkeypatch):
+    config = tiny_config(encoder={"backend": "openvino"})
+    monkeypatch.setattr("ragx.stages.models.compute_device", lambda _: "cuda")
+    refused = cli("index", "-q", "-c", config)
+    assert refused.code == 2
+    assert "encoder.backend: openvino computes on the processor; set device: cpu" in refused.err
 
 
 def test_parts_are_merged(cli, tiny_config):

@@ -16,7 +16,7 @@ errors records config.strict_yaml config.schema config artifacts models
 corpus corpus.answers corpus.streams corpus.files corpus.markdown corpus.tables
 corpus.parsers corpus.parsers.serve corpus.parsers.pdf corpus.parsers.html corpus.parsers.docx corpus.parsers.parquet
 corpus.sandbox corpus.readers corpus.passages corpus.duplicates corpus.questions
-index index.encoder index.vectors index.kinds index.words index.bm25 index.tfidf index.lexical
+index index.encoder index.compiled index.vectors index.kinds index.words index.bm25 index.tfidf index.lexical
 index.passages index.shards index.build index.estimate index.cluster index.store index.hf_dataset
 rag rag.marginal rag.retriever
 rag.prompts rag.lengths rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.beams rag.decoding
@@ -41,7 +41,8 @@ HOMES = {
     "backports": ("corpus.streams",),
     "faiss": ("index.",),
     "tantivy": ("index.",),
-    "sentence_transformers": ("index.encoder",),
+    "sentence_transformers": ("index.encoder", "index.compiled"),
+    "openvino": ("index.compiled",),
     "transformers": ("models", "index.encoder", "rag."),
     "huggingface_hub": ("models",),
     "datasets": ("index.hf_dataset",),

@@ -147,5 +147,5 @@ def test_duplicates():
 
 def test_duplicates_are_left_out_and_numbers_stay_dense():
     documents = [Document(name, "", text, "f") for name, text in (("x", "a b"), ("y", "A  b!"), ("z", "c"))]
-    found = passages_of(documents, size=5, is_new=Deduplicator("exact").is_new)
+    found = list(passages_of(documents, size=5, is_new=Deduplicator("exact").is_new))
     assert [(p.number, p.id) for p in found] == [(0, "x#0"), (1, "z#0")]
