@@ -96,7 +96,7 @@ class Index:
         ids = np.full((len(questions), max(map(len, chosen), default=0) or 1), -1, dtype=np.int64)
         for row, found in zip(ids, chosen, strict=True):
             row[: len(found)] = found
-        return Candidates(ids, self._dense_scores(queries, ids, mode), self._lexical_scores(questions, ids, mode))
+        return Candidates(ids, self._dense_scores(queries, ids, mode), self.lexical_scores(questions, ids, mode))
 
     def corpus_lexical_scores(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """The lexical score of every passage: [B, N]."""
@@ -110,6 +110,29 @@ class Index:
     def all_vectors(self) -> Vectors:
         """The vectors [N, D] of all passages."""
         return self._vectors.all_vectors()
+
+    def replace_vectors(self, ids: Ids, vectors: Vectors) -> None:
+        """Give passages other vectors [n, D] while their encoder learns, in memory only; search is exact from then."""
+        self._vectors.replace(ids, vectors)
+
+    def replaced_vectors(self) -> tuple[Ids, Vectors]:
+        """The passages whose vectors are not those on disk, and these vectors."""
+        ids = self._vectors.replaced()
+        return ids, self.vectors(ids)
+
+    def restore_vectors(self) -> None:
+        """Take the vectors on disk again."""
+        self._vectors.restore()
+
+    def lexical_scores(self, questions: Sequence[str], ids: Ids, mode: Mode) -> NDArray[np.float32]:
+        """The lexical scores [B, C] of passages `ids` [B, C], id -1 being padding; zeros in dense mode."""
+        scores = np.zeros(ids.shape, dtype=np.float32)
+        if mode == "dense":
+            return scores
+        for row, question, numbers in zip(scores, questions, ids, strict=True):
+            found = [int(number) for number in numbers if number >= 0]
+            row[: len(found)] = self._require_lexical().scores(question, found)
+        return scores
 
     def passages(self, numbers: Iterable[int]) -> dict[int, Passage]:
         """The passages of the given numbers."""
@@ -140,15 +163,6 @@ class Index:
         if mode == "lexical" or queries is None:
             return np.zeros(ids.shape, dtype=np.float32)
         return np.asarray(np.einsum("bd,bcd->bc", queries, self.vectors(ids)), dtype=np.float32)
-
-    def _lexical_scores(self, questions: Sequence[str], ids: Ids, mode: Mode) -> NDArray[np.float32]:
-        if mode == "dense":
-            return np.zeros(ids.shape, dtype=np.float32)
-        scores = np.zeros(ids.shape, dtype=np.float32)
-        for row, question, numbers in zip(scores, questions, ids, strict=True):
-            found = [int(number) for number in numbers if number >= 0]
-            row[: len(found)] = self._require_lexical().scores(question, found)
-        return scores
 
     def _require_lexical(self) -> LexicalIndex:
         if self._lexical is None:

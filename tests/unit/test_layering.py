@@ -20,7 +20,7 @@ index index.encoder index.vectors index.kinds index.words index.bm25 index.tfidf
 index.passages index.shards index.build index.cluster index.store index.hf_dataset
 rag rag.marginal rag.retriever
 rag.prompts rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.decoding rag.model rag.interop
-training training.processes training.watch training.checkpoints training.synthetic training.warmup
+training training.processes training.watch training.checkpoints training.synthetic training.warmup training.refresh
 training.loop training.estimate training.curves training.card
 evaluation evaluation.text evaluation.statistic evaluation.matching evaluation.overlap evaluation.ranking
 evaluation.calibration evaluation.metrics evaluation.significance evaluation.gates evaluation.predictions
