@@ -44,13 +44,25 @@ def finetune(
     else:
         typer.echo(
             f"{done['model']}: {done['steps']} steps, best at {done['best_step']}, {done['seconds'] / 60:.1f} min"
+            f"{_refreshed(done)}"
         )
+
+
+def _refreshed(done: dict[str, Any]) -> str:
+    if "refresh" not in done:
+        return ""
+    cost = done["refresh"]
+    return (
+        f", of them {cost['seconds'] / 60:.1f} min to encode {cost['passages']} passages anew; "
+        f"the index took {cost['index_seconds'] / 60:.1f} min more"
+    )
 
 
 def _estimate(plan: dict[str, Any]) -> str:
     seconds = plan["seconds"]
+    refreshes = f", passages anew {seconds['refreshes'] / 60:.1f}" if "refreshes" in seconds else ""
     return (
         f"about {seconds['total'] / 60:.1f} min (retriever warm-up at most {seconds['warm_up'] / 60:.1f}, "
-        f"{plan['steps']} steps {seconds['steps'] / 60:.1f}, dev set {seconds['evaluations'] / 60:.1f}) "
+        f"{plan['steps']} steps {seconds['steps'] / 60:.1f}, dev set {seconds['evaluations'] / 60:.1f}{refreshes}) "
         f"and {plan['memory_bytes'] / 1e9:.1f} GB of memory a process"
     )

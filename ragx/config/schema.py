@@ -217,12 +217,21 @@ class Lora(Section):
 
 class Finetune(Section):
     """Training of question encoder and generator on the marginal likelihood, on the training questions and on as many
-    `synthetic` ones, written from the corpus; their answers must be reproduced with `synthetic_f1`."""
+    `synthetic` ones, written from the corpus; their answers must be reproduced with `synthetic_f1`.
 
-    train: Annotated[tuple[Literal["question_encoder", "generator"], ...], Field(min_length=1)] = (
+    With `passage_encoder` in `train`, both encoders are one where `tie_encoders` (auto: where they are one model); the
+    vectors that the next questions choose between are made anew every `refresh_steps` optimizer steps, and all of them
+    once the mean cosine of a sample to its vectors in use falls below `refresh_cosine`.
+    """
+
+    train: Annotated[tuple[Literal["question_encoder", "passage_encoder", "generator"], ...], Field(min_length=1)] = (
         "question_encoder",
         "generator",
     )
+    tie_encoders: Literal["auto"] | StrictBool = "auto"
+    refresh_steps: Positive = 20
+    refresh_cosine: Annotated[float, Field(ge=-1, le=1, strict=True)] = 0.9
+    hard_negatives: Annotated[int, Field(ge=0, strict=True)] = 2
     warmup_epochs: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
     warmup_learning_rate: Rate = 1e-4
     warmup_batch_size: Positive = 32
@@ -313,6 +322,8 @@ class Config(Section):
                 f"finetune.distractors ({self.finetune.distractors}) must be below the passages of a training question "
                 f"({self.finetune.top_k or self.retrieval.top_k})"
             )
+        if "passage_encoder" in self.finetune.train:
+            self._no_contradiction_of_passage_side()
         if self.rag.joins_like_transformers and self.generator.prompt != DEFAULT_PROMPT:
             raise ValueError(
                 "generator.prompt is not used where the input is joined as in transformers' RAG; "
@@ -321,6 +332,34 @@ class Config(Section):
         if self.rag.truncation == "end" and not self.rag.joins_like_transformers:
             raise ValueError("rag.truncation: end cuts off the question; it is for rag.input_format: transformers only")
         return self
+
+    @property
+    def ties_encoders(self) -> bool:
+        """Whether the passage encoder that training changes is the question encoder itself."""
+        if self.finetune.tie_encoders != "auto":
+            return self.finetune.tie_encoders
+        return not self._has_two_towers and "question_encoder" in self.finetune.train
+
+    @property
+    def _has_two_towers(self) -> bool:
+        return bool(self.encoder.passage_model or self.rag.checkpoint)
+
+    def _no_contradiction_of_passage_side(self) -> None:
+        if self.retrieval.mode == "lexical":
+            raise ValueError("retrieval.mode: lexical uses no vectors, yet finetune.train holds passage_encoder")
+        if self.retrieval.prior == "corpus":
+            raise ValueError(
+                "retrieval.prior: corpus would need every passage encoded at every step; to train passage_encoder say "
+                "retrieval.prior: topk"
+            )
+        if self.finetune.cross_fit:
+            raise ValueError(
+                "finetune.cross_fit needs passage vectors that stay: leave out one of it and passage_encoder"
+            )
+        if self.finetune.tie_encoders is True and self._has_two_towers:
+            raise ValueError("finetune.tie_encoders: true, yet passages have an encoder of their own; say false")
+        if self.finetune.tie_encoders is True and "question_encoder" not in self.finetune.train:
+            raise ValueError("finetune.tie_encoders: true trains question_encoder too; name it in finetune.train")
 
     @property
     def run_dir(self) -> Path:

@@ -93,6 +93,7 @@ class Encoder:
             ArtifactError: the folder holds no usable encoder.
         """
         self.folder = folder
+        self.role = role
         self.device = device
         self._compile = compile
         self._compiled: dict[torch.dtype, torch.nn.Module] = {}
@@ -135,6 +136,18 @@ class Encoder:
         moved = {name: _to(value, self.device) for name, value in features.items()}
         vectors: torch.Tensor = self.module(moved)["sentence_embedding"]
         return vectors.float()
+
+    def forward_passages(self, passages: Sequence[Passage], dtype: torch.dtype) -> torch.Tensor:
+        """Vectors [N, D] of passages with gradient, computed in `dtype` as `encode_passages` does."""
+        features = self.tokenize_passages(passages).features
+        moved = {name: _to(value, self.device) for name, value in features.items()}
+        with torch.autocast(torch.device(self.device).type, dtype, enabled=dtype != torch.float32):
+            vectors: torch.Tensor = self.module(moved)["sentence_embedding"]
+        return vectors.float()
+
+    def share_weights(self, other: "Encoder") -> None:
+        """Compute with another encoder's weights from now on; prefix and settings stay."""
+        self.module, self.tokenizer = other.module, other.tokenizer
 
     def encode_passages(
         self, passages: Sequence[Passage], *, batch_tokens: int = BATCH_TOKENS, dtype: torch.dtype = torch.float32
@@ -228,11 +241,8 @@ class Encoder:
                 f"this one has pooling: {self.settings.pooling}, normalize: {str(self.settings.normalize).lower()}, "
                 f"prefix: {self.settings.prefix!r}"
             )
-        own_names = ("model_type", "architectures")
-        config = {key: value for key, value in bert.config.to_dict().items() if key not in own_names}
-        tower = DPRQuestionEncoder(DPRConfig(**config, projection_dim=0))
-        weights = {name: value for name, value in bert.state_dict().items() if not name.startswith("pooler.")}
-        tower.question_encoder.bert_model.load_state_dict(weights)
+        tower = DPRQuestionEncoder(_dpr_config(bert))
+        tower.question_encoder.bert_model.load_state_dict(_without_pooler(bert))
         return tower.eval()
 
     def save_tokenizer(self, folder: Path) -> None:
@@ -245,6 +255,9 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Write the encoder as a sentence-transformers folder, which `Encoder` opens again."""
+        if self.titles_apart and self.role == "document":
+            self._save_passage_tower(folder)
+            return
         self.tokenizer.split_special_tokens = False
         try:
             self.module.save_pretrained(str(folder), create_model_card=False)
@@ -252,6 +265,27 @@ class Encoder:
             raise RagxError(f"{folder}: cannot be written ({error}); is the disk full?") from error
         finally:
             self.tokenizer.split_special_tokens = True
+
+    def _save_passage_tower(self, folder: Path) -> None:
+        """Write transformers' DPRContextEncoder, from whose name `Encoder` knows that titles stand apart."""
+        bert = self.module[0].auto_model
+        tower = DPRContextEncoder(_dpr_config(bert))
+        tower.ctx_encoder.bert_model.load_state_dict(_without_pooler(bert))
+        try:
+            tower.save_pretrained(folder)
+        except SafetensorError as error:
+            raise RagxError(f"{folder}: cannot be written ({error}); is the disk full?") from error
+        self.save_tokenizer(folder)
+
+
+def _dpr_config(bert: BertModel) -> DPRConfig:
+    own_names = ("model_type", "architectures")
+    config = {key: value for key, value in bert.config.to_dict().items() if key not in own_names}
+    return DPRConfig(**config, projection_dim=0)
+
+
+def _without_pooler(bert: BertModel) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in bert.state_dict().items() if not name.startswith("pooler.")}
 
 
 def _to(value: object, device: str) -> object:

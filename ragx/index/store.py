@@ -121,6 +121,19 @@ class Index:
         """The vectors [N, D] of all passages."""
         return self._vectors.all_vectors()
 
+    def replace_vectors(self, ids: Ids, vectors: Vectors) -> None:
+        """Give passages other vectors [n, D] while their encoder learns, in memory only; search is exact from then."""
+        self._vectors.replace(ids, vectors)
+
+    def replaced_vectors(self) -> tuple[Ids, Vectors]:
+        """The passages whose vectors are not those on disk, and these vectors."""
+        ids = self._vectors.replaced()
+        return ids, self.vectors(ids)
+
+    def restore_vectors(self) -> None:
+        """Take the vectors on disk again."""
+        self._vectors.restore()
+
     def passages(self, numbers: Iterable[int]) -> dict[int, Passage]:
         """The passages of the given numbers."""
         return find_passages(self._database, numbers)

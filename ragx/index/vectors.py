@@ -104,7 +104,8 @@ class VectorIndex:
             ArtifactError: a file cannot be read, or holds another number or width of vectors.
             ConfigError: the index has no such search parameter.
         """
-        self._vectors = open_vectors(folder / VECTORS, (passages, dimension))
+        self._folder, self._shape = folder, (passages, dimension)
+        self.restore()
         self._approximate: faiss.Index | None = None
         if exact:
             return
@@ -151,3 +152,18 @@ class VectorIndex:
     def all_vectors(self) -> Vectors:
         """Every vector [N, D], memory-mapped; writing to the array changes no file."""
         return self._vectors
+
+    def replace(self, ids: Ids, vectors: Vectors) -> None:
+        """Give passages other vectors [n, D], in memory only; search is exact from now on, whatever the kind."""
+        self._approximate = None
+        self._vectors[ids] = vectors
+        self._replaced[ids] = True
+
+    def replaced(self) -> Ids:
+        """The ids of the passages whose vectors are not those of the file, in order."""
+        return np.flatnonzero(self._replaced)
+
+    def restore(self) -> None:
+        """Take the vectors of the file again."""
+        self._vectors = open_vectors(self._folder / VECTORS, self._shape)
+        self._replaced = np.zeros(len(self._vectors), dtype=bool)

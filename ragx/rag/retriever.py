@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ragx.errors import ConfigError
-from ragx.index.encoder import Encoder
+from ragx.index.encoder import Encoder, Vectors
 from ragx.index.store import Index, Mode
+from ragx.index.vectors import Ids
 from ragx.rag.marginal import log_prior
 from ragx.records import Passage
 
@@ -65,9 +66,20 @@ class Prior(nn.Module):
 
 
 class Retriever(nn.Module):
-    """Retrieves with the current question encoder; gradient flows into it through the scores of the hits."""
+    """Retrieves with the current question encoder; gradient flows into it through the scores of the hits.
 
-    def __init__(self, encoder: Encoder, prior: Prior, index: Index, settings: RetrievalSettings) -> None:
+    With `passage_side`, a passage encoder that learns too, the K hits are encoded anew, and gradient flows into both
+    encoders through their scores; which passages are hits is still said by the vectors of the index.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        prior: Prior,
+        index: Index,
+        settings: RetrievalSettings,
+        passage_side: Encoder | None = None,
+    ) -> None:
         """Raises ConfigError when vectors do not fit the index, or K exceeds the number of passages."""
         super().__init__()
         if settings.mode != "lexical" and encoder.dimension != index.manifest["dimension"]:
@@ -80,6 +92,8 @@ class Retriever(nn.Module):
                 f"retrieval.top_k: {settings.top_k} passages wanted, the index holds {index.passages_count}; lower it"
             )
         self.question_encoder = encoder.module
+        self.passage_encoder: nn.Module | None = None if passage_side is None else passage_side.module
+        self.passage_side = passage_side
         self.prior = prior
         self.encoder = encoder
         self.index = index
@@ -100,6 +114,11 @@ class Retriever(nn.Module):
         )
         found = self.index.passages(ids.reshape(-1).tolist())
         return Retrieval([[found[number] for number in row] for row in ids.tolist()], scores, prior)
+
+    def encoders(self) -> list[nn.Module]:
+        """The question encoder and, where it learns with weights of its own, the passage encoder."""
+        apart = self.passage_encoder is not None and self.passage_encoder is not self.question_encoder
+        return [self.question_encoder, *([self.passage_encoder] if apart else [])]
 
     def first(self, retrieval: Retrieval, k: int) -> Retrieval:
         """The retrieval cut to its first k hits."""
@@ -151,7 +170,7 @@ class Retriever(nn.Module):
         lexical = lexical.to(self._device)
         dense = torch.zeros_like(lexical)
         if queries is not None:
-            vectors = torch.from_numpy(self.index.vectors(ids.numpy())).to(self._device)
+            vectors = self._hit_vectors(ids)
             dense = torch.einsum("bd,bkd->bk", queries, vectors)
         return Tensor(self.prior(dense, lexical)).masked_fill(ids.to(self._device) < 0, -torch.inf)
 
@@ -160,6 +179,25 @@ class Retriever(nn.Module):
         scores = self.corpus_scores(queries, questions)
         order = torch.argsort(scores.detach(), dim=-1, descending=True, stable=True)[:, :k]
         return order.cpu(), scores.gather(1, order), log_prior(scores).gather(1, order)
+
+    def _hit_vectors(self, ids: Tensor) -> Tensor:
+        """Vectors [B, k, D] of passages: those of the index or, in training the passage encoder, with graph."""
+        if self.passage_side is None or not torch.is_grad_enabled():
+            return torch.from_numpy(self.index.vectors(ids.numpy())).to(self._device)
+        numbers, places = torch.unique(ids.clamp(min=0), return_inverse=True)
+        return self.encode_passages(numbers.tolist())[places.to(self._device)]
+
+    def encode_passages(self, numbers: Sequence[int]) -> Tensor:
+        """Vectors [n, D] of passages from the learning passage encoder, with gradient."""
+        assert self.passage_side is not None
+        found = self.index.passages(numbers)
+        dtype: torch.dtype = getattr(torch, self.index.manifest["dtype"])
+        return self.passage_side.forward_passages([found[number] for number in numbers], dtype)
+
+    def replace_vectors(self, ids: Ids, vectors: Vectors) -> None:
+        """Give passages other vectors [n, D] in the opened index."""
+        self.index.replace_vectors(ids, vectors)
+        self.__dict__.pop("_all_vectors", None)
 
     def corpus_scores(self, queries: Tensor | None, questions: Sequence[str]) -> Tensor:
         """The scores [B, N] of all passages of the corpus: one matrix product, passages fixed."""

@@ -212,7 +212,7 @@ def _predict(
     from ragx.evaluation.metrics import DEPTH
     from ragx.evaluation.predict import HowToAnswer, predict, with_support
 
-    index = open_index(config)
+    index = open_index(config, which)
     _require_gold_documents(config, index, examples, path)
     deepest = max([DEPTH, config.retrieval.top_k, *(metric.cutoff or 0 for metric in metrics)])
     signature = _signature(config, index, which)

@@ -21,7 +21,15 @@ from ragx.artifacts import fingerprint, lock, new_folder, write_text
 from ragx.config import Config, Lora, dump_config
 from ragx.errors import ArtifactError, DataError
 from ragx.records import Example, Progress, no_progress
-from ragx.stages.models import MODEL_KIND, compute_device, compute_dtype, open_model, pretrained_folders
+from ragx.stages.index import build_tuned_index
+from ragx.stages.models import (
+    MODEL_KIND,
+    compute_device,
+    compute_dtype,
+    open_model,
+    pretrained_folders,
+    tuned_index,
+)
 from ragx.stages.synthetic import synthetic_questions
 
 if TYPE_CHECKING:
@@ -97,10 +105,15 @@ def finetune(
         where = {"plan": plan["fingerprint"], "resume": going_on}
         position = train(model, examples, dev, settings, folder, processes, progress=progress, hits=hits, **where)
         seconds = time.monotonic() - started
+        index_seconds = 0.0
         if processes.is_first:
             _draw_curves(folder)
+            index_seconds = _write_index(config, model, folder / "passage_encoder", progress)
             _write_model(config, model, plan, position, seconds)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            shutil.rmtree(folder / "passage_encoder", ignore_errors=True)
+            if model.retriever.passage_side is None:
+                shutil.rmtree(tuned_index(config), ignore_errors=True)
     return {
         "model": str(config.run_dir / "model"),
         "questions": len(examples),
@@ -111,7 +124,16 @@ def finetune(
         "dev_nll_per_token": position.best_nll,
         "prior": model.retriever.prior.values(),
         "seconds": round(seconds, 1),
+        **_refresh_cost(model, position, index_seconds),
     }
+
+
+def _refresh_cost(model: RagModel, position: Position, index_seconds: float) -> dict[str, Any]:
+    """What the vectors of a learning passage encoder cost: passages encoded anew while it learned, and the index."""
+    if model.retriever.passage_side is None:
+        return {}
+    cost = {"passages": position.refreshed, "seconds": round(position.refresh_seconds, 1)}
+    return {"refresh": cost | {"index_seconds": round(index_seconds, 1)}}
 
 
 def _goes_on(config: Config, plan: dict[str, Any], resume: bool) -> bool:
@@ -225,6 +247,8 @@ def _prepare_training(config: Config, retriever: Retriever, generator: Generator
     section = config.finetune
     trained = set(section.train) - ({"question_encoder"} if config.retrieval.mode == "lexical" else set())
     retriever.question_encoder.requires_grad_("question_encoder" in trained)
+    if retriever.passage_encoder is not None:
+        retriever.passage_encoder.requires_grad_(True)
     generator.model.requires_grad_("generator" in trained)
     generator.recompute = section.gradient_checkpointing
     generator.label_smoothing = section.label_smoothing
@@ -253,11 +277,17 @@ def _plan(
     def count(prefix: str) -> int:
         return sum(value.numel() for name, value in trainable(model).items() if name.startswith(prefix))
 
-    encoder, generator = count("retriever.question_encoder"), count("generator_module")
+    encoder, passages, generator = map(
+        count, ("retriever.question_encoder", "retriever.passage_encoder", "generator_module")
+    )
+    side = "question encoder"
+    if model.retriever.passage_side is not None:
+        side = "question and passage encoder, which are one" if config.ties_encoders else "question encoder, "
+        side += "" if config.ties_encoders else f"{passages / 1e6:.1f}M of the passage encoder"
     steps = settings.steps(len(examples))
     of_them = f" ({synthetic} of them synthetic, written from the corpus)" if synthetic else ""
     text = (
-        f"training {encoder / 1e6:.1f}M weights of the question encoder, {generator / 1e6:.1f}M of the generator's "
+        f"training {encoder / 1e6:.1f}M weights of the {side}, {generator / 1e6:.1f}M of the generator's "
         f"{model.generator.parameters_count / 1e6:.1f}M, and the prior's temperature and lexical weight, on "
         f"{len(examples)} questions{of_them} with {settings.top_k} passages each: {settings.epochs} epochs, {steps} "
         f"steps of {settings.batch_size} questions in {str(settings.dtype).removeprefix('torch.')}, "
@@ -278,7 +308,7 @@ def _plan(
         "documents": index.manifest["documents"],
         "passages": index.passages_count,
         "steps": steps,
-        "trained_weights": {"question_encoder": encoder, "generator": generator},
+        "trained_weights": {"question_encoder": encoder, "generator": generator, "passage_encoder": passages},
         "fingerprint": fingerprint(facts),
     }
 
@@ -303,7 +333,8 @@ def _warm_up(
     if not train:
         log.warning("no retriever warm-up: no training question has gold documents or an answer found in a passage")
         return
-    log.info("retriever warm-up on %d of %d questions against all passages", len(train), len(examples))
+    against = "all passages" if model.retriever.passage_side is None else "each other's passages and mined ones"
+    log.info("retriever warm-up on %d of %d questions against %s", len(train), len(examples), against)
     if not folds:
         warm_up(model.retriever, train, held_out, settings, progress)
         return
@@ -326,7 +357,8 @@ def _lesson(
 
     section = config.finetune
     epochs = WARMUP_EPOCHS if section.warmup_epochs == "auto" else section.warmup_epochs
-    if not epochs or "question_encoder" not in section.train:
+    passage_side = model.retriever.passage_side is not None
+    if not epochs or not (passage_side or "question_encoder" in section.train):
         return None
     passages = model.retriever.index.all_passages()
     settings = WarmupSettings(
@@ -337,8 +369,10 @@ def _lesson(
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
         seed=config.seed,
+        hard_negatives=section.hard_negatives,
     )
-    return supervise(examples, passages), supervise(dev, passages), settings
+    train, held_out = (supervise(split, passages, neutral=passage_side) for split in (examples, dev))
+    return train, held_out, settings
 
 
 def _estimate(
@@ -357,6 +391,8 @@ def _estimate(
     found = estimate(model, examples, dev, settings, lesson if lesson and lesson[0] else None, processes)
     warm_up = found.warm_up * max(1, folds)  # each fold's takes a fold less, and there is one more
     phases = {"warm_up": warm_up, "steps": found.steps, "evaluations": found.evaluations}
+    if model.retriever.passage_side is not None:
+        phases["refreshes"] = found.refreshes
     return {
         "seconds": {name: round(value, 1) for name, value in phases.items()}
         | {"total": round(sum(phases.values()), 1)},
@@ -374,6 +410,23 @@ def _draw_curves(folder: Path) -> None:
     beside = folder / ".curves.png.tmp"
     beside.write_bytes(draw(folder / "metrics.jsonl"))
     beside.replace(folder / "curves.png")
+
+
+def _write_index(config: Config, model: RagModel, weights: Path, progress: Progress) -> float:
+    """The index of the tuned passage encoder, where one was trained, and its weights in a folder; returns seconds.
+
+    The base model's index stays. What the new one was made with is in the model's manifest.
+    """
+    retriever = model.retriever
+    if retriever.passage_side is None:
+        return 0.0
+    started = time.monotonic()
+    shutil.rmtree(weights, ignore_errors=True)
+    retriever.passage_side.save(weights)
+    retriever.index = build_tuned_index(config, retriever.index, weights, progress)
+    seconds = time.monotonic() - started
+    log.info("index of the tuned passage encoder: %s, in %.1f s", retriever.index.folder, seconds)
+    return seconds
 
 
 def _write_model(config: Config, model: RagModel, plan: dict[str, Any], position: Position, seconds: float) -> None:
@@ -394,6 +447,8 @@ def _write_model(config: Config, model: RagModel, plan: dict[str, Any], position
     }
     with new_folder(config.run_dir / "model", MODEL_KIND, **facts) as beside:
         model.retriever.encoder.save(beside / "question_encoder")
+        if model.retriever.passage_side is not None:
+            shutil.copytree(config.run_dir / "training" / "passage_encoder", beside / "passage_encoder")
         model.generator.save(beside / "generator")
         write_text(beside / "README.md", _card(config, plan, facts, position, seconds))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,15 @@ from ragx.stages.models import (
     passage_encoder,
     passage_encoder_loader,
     require_same_width,
+    tuned_index,
+    tuned_passage_encoder,
+    tuned_passage_encoder_loader,
 )
 
 if TYPE_CHECKING:
     from ragx.index.build import Base, Encode, Settings, Source
+    from ragx.index.encoder import Encoder
+    from ragx.index.store import Index
 
 log = logging.getLogger(__name__)
 
@@ -30,24 +36,30 @@ def build_index(config: Config, progress: Progress = no_progress, *, update: boo
     """Read, cut and encode the corpus and write the next index generation; returns `index_stats`.
 
     With `update`, passages that the index in use holds too keep their vectors. Where only the kind of index changes,
-    all do.
+    all do. Where the tuned model brings its own passage encoder, its index is built too.
 
     Raises:
         RagxError: documents, model, disk or lock are at fault; the index in use stays as it was.
     """
+    _build(config, config.run_dir / "index", passage_encoder_loader(config), update, progress)
+    if tuned := tuned_passage_encoder(config):
+        _build(config, tuned_index(config), tuned_passage_encoder_loader(config, tuned), update, progress)
+    return index_stats(config)
+
+
+def _build(config: Config, folder: Path, load_encoder: Callable[[], Encoder], update: bool, progress: Progress) -> None:
     from ragx.index.build import build, current_generation, facts_of
 
-    encode = _engine(config, progress)
-    encoder = passage_encoder(config)
+    encode = _engine(config, load_encoder, progress)
+    encoder = load_encoder()
     settings = index_settings(config)
     facts = facts_of(_source(config), encoder, settings)
-    folder = config.run_dir / "index"
     base = None
     if generation := current_generation(folder):
         manifest = _intact_manifest(generation)
         if manifest and all(manifest.get(part) == value for part, value in facts.items()):
             log.info("the index %s is up to date", generation)
-            return index_stats(config)
+            return
         base = _base(generation, manifest, facts, update) if manifest else None
     require_same_width(config, encoder)
     write_text(config.run_dir / "config.yaml", dump_config(config))
@@ -64,7 +76,22 @@ def build_index(config: Config, progress: Progress = no_progress, *, update: boo
         encode=encode,
         left_out=lambda: duplicates.removed,
     )
-    return index_stats(config)
+
+
+def build_tuned_index(config: Config, index: Index, weights: Path, progress: Progress) -> Index:
+    """The passages of an opened index encoded by the passage encoder in `weights`, as the tuned model's index.
+
+    Raises:
+        RagxError: disk or lock are at fault, or a vector is not finite; the tuned index in use stays as it was.
+    """
+    from ragx.index.build import Source, build, facts_of
+    from ragx.index.store import Index
+
+    encoder, settings = tuned_passage_encoder_loader(config, weights)(), index_settings(config)
+    source = Source(*(index.manifest[part] for part in ("corpus", "chunking", "encoding")))
+    folder = tuned_index(config)
+    build(folder, facts_of(source, encoder, settings), settings, index.all_passages(), encoder, progress)
+    return Index(folder, "ragx index")
 
 
 def build_index_part(config: Config, part: int, parts: int, progress: Progress = no_progress) -> list[Path]:
@@ -174,7 +201,7 @@ def _base(generation: Path, manifest: dict[str, Any], facts: dict[str, object], 
     return None
 
 
-def _engine(config: Config, progress: Progress) -> Encode | None:
+def _engine(config: Config, load_encoder: Callable[[], Encoder], progress: Progress) -> Encode | None:
     if config.index.engine == "local":
         return None
     try:
@@ -182,7 +209,7 @@ def _engine(config: Config, progress: Progress) -> Encode | None:
     except ImportError:
         raise ConfigError("index.engine: ray: install ragx[ray]") from None
     gpu = compute_device(config).startswith("cuda")
-    return Cluster(passage_encoder_loader(config), gpus=int(gpu), progress=progress).encode
+    return Cluster(load_encoder, gpus=int(gpu), progress=progress).encode
 
 
 def _source(config: Config) -> Source:

@@ -100,6 +100,22 @@ def require_same_width(config: Config, passages: Encoder) -> None:
         )
 
 
+def tuned_passage_encoder(config: Config) -> Path | None:
+    """The folder of the passage encoder that the tuned model brings, where it brings one."""
+    folder = config.run_dir / "model" / "passage_encoder"
+    return folder if has_tuned_model(config) and folder.is_dir() else None
+
+
+def tuned_passage_encoder_loader(config: Config, folder: Path) -> Callable[[], Encoder]:
+    """What loads a passage encoder that training changed."""
+    return _encoder_loader(config, folder, "document")
+
+
+def tuned_index(config: Config) -> Path:
+    """Where the generations made with the tuned passage encoder are; those of the base model stay beside them."""
+    return config.run_dir / "index" / "tuned"
+
+
 def _resolve(config: Config, reference: str, sha256: str | None) -> Path:
     from ragx import models
 
@@ -143,8 +159,9 @@ def pretrained_folders(config: Config) -> tuple[Path, Path]:
     )
 
 
-def open_index(config: Config) -> Index:
-    """The index in use, checked against the configuration.
+def open_index(config: Config, which: str = "base") -> Index:
+    """The index of the "base" model, or of the "tuned" one where that brings its own passage encoder, checked against
+    the configuration.
 
     Raises:
         StaleIndexError: it was built with another chunking, encoder or corpus.
@@ -159,11 +176,12 @@ def open_index(config: Config) -> Index:
         search["ef_search"] = section.ef_search
     if section.nprobe is not None:
         search["nprobe"] = section.nprobe
-    index = Index(config.run_dir / "index", "ragx index", search)
+    tuned = tuned_passage_encoder(config) if which == "tuned" else None
+    index = Index(tuned_index(config) if tuned else config.run_dir / "index", "ragx index", search)
     index.require("chunking", config.passages.model_dump(mode="json"), "ragx index")
     index.require("encoding", encoding_facts(config), "ragx index")
     reference = config.encoder.passage_model or config.encoder.model
-    weights = model_fingerprint(_resolve(config, reference, config.encoder.sha256))
+    weights = model_fingerprint(tuned or _resolve(config, reference, config.encoder.sha256))
     index.require("encoder", {**index.manifest["encoder"], "weights": weights}, "ragx index")
     if all(Path(path).exists() for path in config.corpus.paths):
         sizes = {name: path.stat().st_size for path, name in corpus_files(config.corpus.paths)}
@@ -205,7 +223,7 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     from ragx.rag.retriever import RetrievalSettings, Retriever, starting_prior
 
     which = resolve_which(config, which)
-    index = open_index(config)
+    index = open_index(config, which)
     encoder_folder, weights = pretrained_folders(config)
     adapter, prior = None, (config.retrieval.temperature, config.retrieval.lexical_weight)
     null_bias = NULL_BIAS if config.rag.null_passage else None
@@ -214,7 +232,8 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     encoder = _encoder(config, encoder_folder, "query")
     section = config.retrieval
     settings = RetrievalSettings(section.mode, section.top_k, section.candidates, section.prior)
-    retriever = Retriever(encoder, starting_prior(encoder, section.mode, *prior), index, settings)
+    passage_side = _passage_side(config, encoder) if prepare and "passage_encoder" in config.finetune.train else None
+    retriever = Retriever(encoder, starting_prior(encoder, section.mode, *prior), index, settings, passage_side)
     generator = load_generator(
         weights,
         generator_prompt(config, encoder, weights),
@@ -227,6 +246,14 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     if prepare is not None:
         prepare(config, retriever, generator)
     return RagModel(retriever, generator, config.rag.marginal, null_bias).to(compute_device(config))
+
+
+def _passage_side(config: Config, questions: Encoder) -> Encoder:
+    """The passage encoder to train: a tower of its own, or the question encoder's weights."""
+    passages = passage_encoder(config)
+    if config.ties_encoders:
+        passages.share_weights(questions)
+    return passages
 
 
 def generator_prompt(config: Config, encoder: Encoder, generator: Path) -> Prompt:

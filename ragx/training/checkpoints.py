@@ -20,6 +20,7 @@ from ragx.errors import RagxError
 from ragx.training.watch import Monitor
 
 KIND = "ragx checkpoint"
+VECTORS = "vectors.safetensors"
 _REMEDY = "ragx finetune without --resume"
 
 
@@ -27,7 +28,7 @@ _REMEDY = "ragx finetune without --resume"
 class Position:
     """Where training stands: optimizer steps done, the best dev NLL a token and its step, epochs without a better one,
     the share of passages that carried the posterior in the last step, how often it went back to its best weights, and
-    what the first steps and the dev set showed at the start."""
+    what the first steps and the dev set showed at the start; passages encoded anew so far, and the seconds of it."""
 
     step: int = 0
     best_nll: float | None = None
@@ -37,6 +38,8 @@ class Position:
     rollbacks: int = 0
     train_start: Monitor | None = None
     dev_start: Monitor | None = None
+    refreshed: int = 0
+    refresh_seconds: float = 0.0
 
     @property
     def weights_step(self) -> int:
@@ -50,13 +53,21 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save(
-    folder: Path, plan: str, model: nn.Module, position: Position, optimizer: torch.optim.Optimizer | None = None
+    folder: Path,
+    plan: str,
+    model: nn.Module,
+    position: Position,
+    optimizer: torch.optim.Optimizer | None = None,
+    vectors: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a checkpoint atomically; `plan` fingerprints what is trained on what."""
+    """Write a checkpoint atomically; `plan` fingerprints what is trained on what, `vectors` are those of passages whose
+    encoder learns."""
     with new_folder(folder, KIND, plan=plan, position=dataclasses.asdict(position)) as beside:
         weights = {name: value.contiguous().cpu() for name, value in trainable(model).items()}
         try:
             save_file(weights, beside / "model.safetensors")
+            if vectors is not None:
+                save_file(vectors, beside / VECTORS)
             if optimizer is not None:
                 torch.save(optimizer.state_dict(), beside / "optimizer.pt")
         except (SafetensorError, RuntimeError) as error:
@@ -80,6 +91,11 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None
         state: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True)
         optimizer.load_state_dict(state)
     return manifest["plan"], _position(manifest["position"])
+
+
+def load_vectors(folder: Path) -> dict[str, Tensor]:
+    """The passage vectors of a checkpoint that `load` has found whole."""
+    return load_file(folder / VECTORS)
 
 
 def _position(facts: dict[str, Any]) -> Position:

@@ -15,7 +15,8 @@ import torch
 from ragx.rag.model import PRUNE_BELOW, RagModel
 from ragx.records import Example
 from ragx.training.loop import TrainSettings, autocast, batch_of, cut, forward
-from ragx.training.warmup import Supervised, WarmupSettings, corpus_nll, retriever_loss
+from ragx.training.refresh import encode
+from ragx.training.warmup import Supervised, WarmupSettings, objective
 
 KEPT_AFTER_WARMUP = 0.5
 
@@ -28,11 +29,12 @@ class Estimate:
     steps: float
     evaluations: float
     memory: int
+    refreshes: float = 0.0
 
     @property
     def seconds(self) -> float:
         """All phases together."""
-        return self.warm_up + self.steps + self.evaluations
+        return self.warm_up + self.steps + self.evaluations + self.refreshes
 
 
 def estimate(
@@ -66,6 +68,7 @@ def estimate(
         steps=steps * passes * len(batch) / len(sample) / processes,
         evaluations=looks * (scored * len(dev) / len(sample) / processes + (_answering(model, shown, settings))),
         memory=_peak(model) + 8 * sum(p.numel() for p in model.parameters() if p.requires_grad),
+        refreshes=_refresh_seconds(model, examples, dev, settings, steps, processes),
     )
 
 
@@ -92,16 +95,41 @@ def _warm_up_seconds(
 ) -> float:
     """Seconds of the longest warm-up; the dev loss may end it sooner."""
     batch = train[: settings.batch_size]
+    loss_of, dev_loss = objective(model.retriever, batch, dev[:32], settings)
 
     def step() -> None:
-        torch.autograd.backward(retriever_loss(model.retriever, batch).mean())
+        torch.autograd.backward(loss_of(range(len(batch))).mean())
         model.zero_grad(set_to_none=True)
 
     step()
     a_step = _seconds(step)
-    a_look = _seconds(lambda: corpus_nll(model.retriever, dev[:32])) * len(dev) / max(1, len(dev[:32]))
+    a_look = _seconds(dev_loss) * len(dev) / max(1, len(dev[:32]))
     per_epoch = -(-len(train) // settings.batch_size)
     return settings.epochs * (per_epoch * a_step + a_look) + a_look
+
+
+def _refresh_seconds(
+    model: RagModel,
+    examples: Sequence[Example],
+    dev: Sequence[Example],
+    settings: TrainSettings,
+    steps: int,
+    processes: int,
+) -> float:
+    """Seconds of encoding passages anew: all of them before the first step and at the end, in between as many as the
+    questions choose between now."""
+    retriever = model.retriever
+    if retriever.passage_side is None:
+        return 0.0
+    count = retriever.index.passages_count
+    passages = list(retriever.index.passages(range(min(count, 64))).values())
+    rate = _seconds(lambda: encode(retriever, passages)) / len(passages)
+    batch, k = batch_of(examples, settings, 0, 0), min(2 * settings.top_k, count)
+    found = retriever([example.question for example in batch], k).passages
+    a_question = len({passage.number for row in found for passage in row}) / len(batch)
+    near = min(count, a_question * settings.refresh_steps * settings.batch_size)
+    looks = (settings.evaluations(len(examples)) - 1) * min(count, a_question * len(dev))
+    return rate * (count + (count + steps // settings.refresh_steps * near + looks) / processes)
 
 
 def _seconds(run: Callable[[], object]) -> float:

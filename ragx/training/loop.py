@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,7 @@ from ragx.errors import ConfigError, RagxError
 from ragx.rag.model import Loss, RagModel
 from ragx.rag.retriever import Retrieval
 from ragx.records import Example, Progress
-from ragx.training import checkpoints, watch
+from ragx.training import checkpoints, refresh, watch
 from ragx.training.checkpoints import Position
 from ragx.training.crossfit import Hits, TrainingRetrieval
 from ragx.training.processes import Processes
@@ -60,6 +61,8 @@ class TrainSettings:
     distillation: float = 0.0
     distractors: int = 0
     answers: str = "first"
+    refresh_steps: int = 20
+    refresh_cosine: float = 0.9
 
     def steps(self, questions: int) -> int:
         """Optimizer steps of the whole training."""
@@ -109,6 +112,8 @@ def train(
         if done == first + 1:
             seconds = time.monotonic() - started
             log.info("a step takes %.1f s: about %.0f min to the end", seconds, joint.left(seconds) / 60)
+        if joint.trains_passages and done % settings.refresh_steps == 0 and done < total:
+            joint.refresh(joint.coming_questions(), settings.refresh_cosine)
         if joint.at_end_of_epoch or done % settings.checkpoint_steps == 0:
             joint.look()
         if joint.at_end_of_epoch and done < total:
@@ -153,6 +158,11 @@ class _Joint:
             or self.position.step == self.total
         )
 
+    @property
+    def trains_passages(self) -> bool:
+        """Whether the vectors of passages move, too."""
+        return self.model.retriever.passage_side is not None
+
     def left(self, seconds: float) -> float:
         """Seconds to the end when a step takes `seconds`."""
         looks = self.settings.evaluations(len(self.examples)) - 1
@@ -171,6 +181,8 @@ class _Joint:
             for name in ("metrics.jsonl", "samples.jsonl"):
                 checkpoints.truncate_metrics(self.folder / name, self.position.step if resume else -1)
         if not resume:
+            if self.trains_passages:
+                self.refresh(self.coming_questions(), refresh.UNCHANGED)
             if (problem := self._score_dev()) is not None:
                 raise RagxError(f"before the first step: {problem}; try dtype: float32, or another generator.model")
             self._save(self._last)
@@ -224,6 +236,41 @@ class _Joint:
         torch.autograd.backward(objective.sum() / len(batch))
         return rows, watch.rows_of(loss, part)
 
+    def coming_questions(self) -> list[str]:
+        """The questions of the steps before the next refresh."""
+        per_epoch = self.settings.steps_per_epoch(len(self.examples))
+        steps = range(self.position.step, min(self.position.step + self.settings.refresh_steps, self.total))
+        batches = [batch_of(self.examples, self.settings, *divmod(step, per_epoch)) for step in steps]
+        return [example.question for batch in batches for example in batch]
+
+    def refresh(self, questions: Sequence[str], whole_below: float) -> None:
+        """Encode the passages anew that some questions choose between, or all where those in use are too stale."""
+        done = refresh.refresh(
+            self.model.retriever,
+            self.processes,
+            questions,
+            self.settings.top_k,
+            whole_below=whole_below,
+            seed=self.settings.seed * 1_000_003 + self.position.step,
+        )
+        self.position = dataclasses.replace(
+            self.position,
+            refreshed=self.position.refreshed + done.passages,
+            refresh_seconds=self.position.refresh_seconds + done.seconds,
+        )
+        log.info(
+            "step %d: %s%d passages encoded anew in %.1f s; a sample's mean cosine to its vectors before is %.3f, "
+            "top-%d overlap %.3f",
+            self.position.step,
+            "all " if done.whole else "",
+            done.passages,
+            done.seconds,
+            done.cosine,
+            self.settings.top_k,
+            done.overlap,
+        )
+        self._write("refresh", {"passages": done.passages, "cosine": done.cosine, "overlap": done.overlap})
+
     def look(self) -> None:
         """Judge the steps since the last look, and the dev set at the end of an epoch; then write a checkpoint."""
         problem = None
@@ -243,6 +290,8 @@ class _Joint:
         """Score the dev set and keep the weights when they are its best so far; returns what has collapsed."""
         if not self.dev:
             return None
+        if self.trains_passages and self.position.step:
+            self.refresh([example.question for example in self.dev], self.settings.refresh_cosine)
         started = time.monotonic()
         monitor = dev_monitor(self.model, self.dev, self.settings, self.processes)
         self._dev_seconds = time.monotonic() - started
@@ -304,17 +353,22 @@ class _Joint:
         """Load a checkpoint in all processes, none of which goes on before all have read it."""
         with self.processes.before_others(self.processes.is_first):
             position = checkpoints.load(folder, self.model, optimizer)[1]
+            if self.trains_passages:
+                refresh.restore(self.model.retriever, checkpoints.load_vectors(folder))
         self.processes.wait()
         return position
 
     def _save(self, folder: Path) -> None:
         if self.processes.is_first:
             optimizer = self.optimizer if folder == self._last else None
-            checkpoints.save(folder, self.plan, self.model, self.position, optimizer)
+            vectors = refresh.state(self.model.retriever) if self.trains_passages else None
+            checkpoints.save(folder, self.plan, self.model, self.position, optimizer, vectors)
 
     def _record(self, split: str, monitor: Monitor) -> None:
         """Append one line to metrics.jsonl, and to the tracker when there is one."""
-        values = dataclasses.asdict(monitor)
+        self._write(split, dataclasses.asdict(monitor))
+
+    def _write(self, split: str, values: dict[str, Any]) -> None:
         if self.processes.is_first:
             _append(self.folder / "metrics.jsonl", {"step": self.position.step, "split": split, **values})
         if self.tracker is not None:
@@ -405,7 +459,7 @@ def optimizer_of(
     groups: list[dict[str, object]] = []
     parts: list[tuple[nn.Module, float, float]] = [
         (model.generator_module, settings.learning_rate, settings.weight_decay),
-        (model.retriever.question_encoder, settings.retriever_learning_rate, settings.weight_decay),
+        *((encoder, settings.retriever_learning_rate, settings.weight_decay) for encoder in model.retriever.encoders()),
         (model.retriever.prior, settings.prior_learning_rate, 0.0),
     ]
     for part, rate, decay in parts:

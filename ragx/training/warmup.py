@@ -1,12 +1,16 @@
-"""The retriever alone: -log p(a gold passage | question), normalised over the whole corpus.
+"""The retriever alone: -log p(a gold passage | question).
 
-Passage vectors stay fixed, so the scores of all passages are one matrix product and every passage is a negative.
+While passage vectors stay fixed it is normalised over the whole corpus: the scores of all passages are one matrix
+product, and every passage is a negative. Where the passage encoder learns, it is normalised over the passages of the
+batch: right ones and mined negatives of all its questions, encoded with gradient (DPR, Karpukhin et al. 2020).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,11 +21,16 @@ from ragx.records import Example, Passage, Progress
 log = logging.getLogger(__name__)
 
 PATIENCE = 3
+MINED = 20
+"""Hits of a question looked at for negatives; of a dev question all of them, for what its loss is normalised over."""
+POOL = 2048
+"""Passages that the dev loss is normalised over at most, where they must be encoded at every look."""
 
 
 @dataclass(frozen=True, slots=True)
 class WarmupSettings:
-    """Epochs at most, questions a step, and the learning rates of encoder and prior."""
+    """Epochs at most, questions a step, the learning rates of encoders and prior, and the mined negatives a question
+    where the passage encoder learns."""
 
     epochs: int
     batch_size: int
@@ -30,19 +39,23 @@ class WarmupSettings:
     weight_decay: float
     max_grad_norm: float
     seed: int
+    hard_negatives: int = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Supervised:
-    """A question and the numbers of the passages that count as right for it."""
+    """A question and the numbers of the passages that count as right for it; `neutral` ones, which hold an answer or
+    belong to a gold document, are never mined as negatives."""
 
     example: Example
     positives: tuple[int, ...]
+    neutral: frozenset[int] = frozenset()
 
 
-def supervise(examples: Sequence[Example], passages: Sequence[Passage]) -> list[Supervised]:
+def supervise(examples: Sequence[Example], passages: Sequence[Passage], *, neutral: bool = False) -> list[Supervised]:
     """The right passages of each question: those of its gold documents that hold an answer, else all of theirs; with
-    no gold documents, all passages that hold an answer. Questions without any are left out."""
+    no gold documents, all passages that hold an answer. Questions without any are left out. `neutral` ones are found
+    where wanted."""
     texts = [f" {normalise_answer(passage.text)} " for passage in passages]
     by_document: dict[str, list[int]] = {}
     for passage in passages:
@@ -55,7 +68,8 @@ def supervise(examples: Sequence[Example], passages: Sequence[Passage]) -> list[
         holding = [number for number in pool if any(answer in texts[number] for answer in answers)]
         positives = holding or gold
         if positives:
-            found.append(Supervised(example, tuple(positives)))
+            held = [n for n in range(len(texts)) if any(answer in texts[n] for answer in answers)] if neutral else []
+            found.append(Supervised(example, tuple(positives), frozenset([*gold, *held]) if neutral else frozenset()))
     return found
 
 
@@ -66,9 +80,10 @@ def warm_up(
     settings: WarmupSettings,
     progress: Progress,
 ) -> int:
-    """Train question encoder and prior; the epoch with the lowest dev loss is kept, where there is a dev set, else the
+    """Train encoders and prior; the epoch with the lowest dev loss is kept, where there is a dev set, else the
     last. Returns which it was, 0 being the start."""
-    encoder = [p for p in retriever.question_encoder.parameters() if p.requires_grad]
+    loss_of, dev_loss = objective(retriever, train, dev, settings)
+    encoder = [p for side in retriever.encoders() for p in side.parameters() if p.requires_grad]
     prior = [p for p in retriever.prior.parameters() if p.requires_grad]
     groups = [
         {"params": encoder, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
@@ -77,12 +92,11 @@ def warm_up(
     optimizer = torch.optim.AdamW(groups)
     total = settings.epochs * -(-len(train) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / total))
-    best, best_state, bad, done, kept = corpus_nll(retriever, dev), snapshot(retriever), 0, 0, 0
+    best, best_state, bad, done, kept = dev_loss(), snapshot(retriever), 0, 0, 0
     for epoch in range(settings.epochs):
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed + epoch)).tolist()
         for start in range(0, len(order), settings.batch_size):
-            batch = [train[row] for row in order[start : start + settings.batch_size]]
-            loss = retriever_loss(retriever, batch).mean()
+            loss = loss_of(order[start : start + settings.batch_size]).mean()
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_([*encoder, *prior], settings.max_grad_norm)
@@ -90,7 +104,7 @@ def warm_up(
             schedule.step()
             done += 1
             progress("retriever warm-up", done, total)
-        nll = corpus_nll(retriever, dev)
+        nll = dev_loss()
         if dev and nll >= best:
             bad += 1
             if bad == PATIENCE:
@@ -101,6 +115,68 @@ def warm_up(
     log.info("retriever warm-up: %d epochs, dev -log p(gold passage) %.3f nats", epoch + 1, best)
     progress("retriever warm-up", total, total)
     return kept
+
+
+def objective(
+    retriever: Retriever, train: Sequence[Supervised], dev: Sequence[Supervised], settings: WarmupSettings
+) -> tuple[Callable[[Sequence[int]], Tensor], Callable[[], float]]:
+    """The loss [B] of some rows of the training questions, and the loss over the dev set."""
+    if retriever.passage_side is None:
+        return lambda rows: retriever_loss(retriever, [train[row] for row in rows]), partial(corpus_nll, retriever, dev)
+    mined = mine(retriever, train, settings.hard_negatives)
+    pool = _pool(mine(retriever, dev, MINED))
+
+    def loss_of(rows: Sequence[int]) -> Tensor:
+        numbers = sorted({number for row in rows for number in mined[row]})
+        return _loss_over(retriever, [train[row] for row in rows], numbers, retriever.encode_passages(numbers))
+
+    return loss_of, partial(_pool_nll, retriever, dev, pool)
+
+
+@torch.no_grad()
+def mine(retriever: Retriever, items: Sequence[Supervised], negatives: int) -> list[list[int]]:
+    """The passages that each question is trained on: its right one that is retrieved best, then the best wrong ones."""
+    k = min(MINED + negatives, retriever.index.passages_count)
+    found = []
+    for start in range(0, len(items), 32):
+        part = items[start : start + 32]
+        hits = retriever([item.example.question for item in part], k).passages
+        for item, row in zip(part, hits, strict=True):
+            numbers = [passage.number for passage in row]
+            right = next((number for number in numbers if number in item.positives), item.positives[0])
+            wrong = [number for number in numbers if number not in item.neutral]
+            found.append([right, *wrong[:negatives]])
+    return found
+
+
+def _pool(mined: Sequence[Sequence[int]]) -> list[int]:
+    """The right passages of all questions, and as many others as `POOL` has room for."""
+    right = {row[0] for row in mined}
+    others = sorted({number for row in mined for number in row[1:]} - right)
+    return sorted([*right, *others[: max(0, POOL - len(right))]])
+
+
+@torch.no_grad()
+def _pool_nll(retriever: Retriever, questions: Sequence[Supervised], pool: Sequence[int]) -> float:
+    """The mean of -log p(a right passage | question) over a pool encoded anew, in nats; 0 without questions."""
+    starts = range(0, len(pool), 32)
+    vectors = [retriever.encode_passages(pool[start : start + 32]) for start in starts]
+    parts = [questions[start : start + 32] for start in range(0, len(questions), 32)]
+    losses = [_loss_over(retriever, part, pool, torch.cat(vectors)) for part in parts]
+    return float(torch.cat(losses).mean()) if losses else 0.0
+
+
+def _loss_over(retriever: Retriever, items: Sequence[Supervised], numbers: Sequence[int], vectors: Tensor) -> Tensor:
+    """-log sum over the right passages of p(z|x), normalised over passages `numbers` without a question's neutral ones;
+    vectors are [n, D], the loss [B]."""
+    texts = [item.example.question for item in items]
+    ids = np.tile(np.asarray(numbers, dtype=np.int64), (len(items), 1))
+    lexical = torch.from_numpy(retriever.index.lexical_scores(texts, ids, retriever.settings.mode)).to(vectors.device)
+    scores: Tensor = retriever.prior(retriever.encoder.forward(texts) @ vectors.T, lexical)
+    right = torch.tensor([[n in item.positives for n in numbers] for item in items], device=vectors.device)
+    neutral = torch.tensor([[n in item.neutral for n in numbers] for item in items], device=vectors.device)
+    every = scores.masked_fill(neutral & ~right, -torch.inf).logsumexp(-1)
+    return every - scores.masked_fill(~right, -torch.inf).logsumexp(-1)
 
 
 @torch.no_grad()

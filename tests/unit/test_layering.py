@@ -21,12 +21,12 @@ index.passages index.shards index.build index.estimate index.cluster index.store
 rag rag.marginal rag.retriever
 rag.prompts rag.lengths rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.beams rag.decoding
 rag.model rag.interop training training.processes training.watch training.checkpoints training.policy
-training.synthetic training.warmup training.crossfit training.loop training.estimate training.curves
-training.card evaluation evaluation.text evaluation.search evaluation.statistic evaluation.matching
-evaluation.overlap evaluation.ranking evaluation.calibration evaluation.metrics evaluation.significance
-evaluation.gates evaluation.predictions evaluation.survey evaluation.cache evaluation.why evaluation.predict
-evaluation.report evaluation.seeds evaluation.plots evaluation.as_json evaluation.as_markdown
-evaluation.as_junit evaluation.as_html evaluation.files
+training.synthetic training.warmup training.refresh training.crossfit training.loop training.estimate
+training.curves training.card evaluation evaluation.text evaluation.search evaluation.statistic
+evaluation.matching evaluation.overlap evaluation.ranking evaluation.calibration evaluation.metrics
+evaluation.significance evaluation.gates evaluation.predictions evaluation.survey evaluation.cache
+evaluation.why evaluation.predict evaluation.report evaluation.seeds evaluation.plots evaluation.as_json
+evaluation.as_markdown evaluation.as_junit evaluation.as_html evaluation.files
 samples stages.models stages.corpus stages.index stages.synthetic stages.finetune stages.export stages.answer
 stages.check stages.project stages
 cli cli.common cli.init cli.check cli.index cli.finetune cli.ask cli.eval cli.export cli.main
