@@ -211,7 +211,7 @@ def test_what_a_run_shows(training, caplog):
 
 
 def test_without_matplotlib_there_is_a_line_instead_of_curves(training, caplog, monkeypatch):
-    stage = importlib.import_module("ragx.stages.finetune")
+    stage = importlib.import_module("ragx.stages.tuned")
     monkeypatch.setattr(stage, "find_spec", lambda name: None)
     config, _, _ = training(epochs=1)
     assert "install ragx[plots]" in caplog.text

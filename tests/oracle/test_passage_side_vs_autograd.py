@@ -10,7 +10,7 @@ import torch
 
 from ragx import build_index, load_config
 from ragx.rag.marginal import log_likelihood
-from ragx.stages.finetune import _prepare_training
+from ragx.stages.finetune import prepare_training
 from ragx.stages.models import open_model
 from ragx.training.processes import Processes
 from ragx.training.refresh import UNCHANGED, hits, refresh, restore, state
@@ -33,7 +33,7 @@ def open_both(tiny_config):
         )
         config = load_config(path)
         build_index(config)
-        return open_model(config, "base", prepare=_prepare_training)
+        return open_model(config, "base", prepare=prepare_training)
 
     return load
 

@@ -27,7 +27,8 @@ evaluation.matching evaluation.overlap evaluation.ranking evaluation.calibration
 evaluation.significance evaluation.gates evaluation.predictions evaluation.survey evaluation.cache
 evaluation.why evaluation.predict evaluation.report evaluation.seeds evaluation.plots evaluation.as_json
 evaluation.as_markdown evaluation.as_junit evaluation.as_html evaluation.files
-samples stages.models stages.corpus stages.index stages.synthetic stages.finetune stages.export stages.answer
+samples stages.models stages.corpus stages.index stages.synthetic stages.questions stages.warmup stages.tuned
+stages.finetune stages.export stages.answer
 stages.check stages.project stages
 cli cli.common cli.init cli.check cli.index cli.finetune cli.ask cli.eval cli.export cli.main
 __init__ __main__
