@@ -77,7 +77,8 @@ def test_vectors_are_those_of_the_towers(shipped):
 
 def test_finetune_and_ask(shipped, read_metrics):
     config = shipped("sequence", "allow_pickle_weights=false", "finetune.epochs=6", "finetune.batch_size=4",
-                     "finetune.learning_rate=1e-2", "finetune.patience=100", "finetune.warmup_epochs=1")  # fmt: skip
+                     "finetune.learning_rate=1e-2", "finetune.patience=100", "finetune.warmup_epochs=1",
+                     "finetune.lora=false")  # fmt: skip
     build_index(config)
     before = ask(config, "Who lights the kiln?")
     assert finetune(config)["steps"] == 18

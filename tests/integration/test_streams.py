@@ -31,7 +31,8 @@ def test_a_full_disk_behind_stdout_is_no_failed_gate(tiny_config):
 def test_a_closed_pipe_is_quiet(tiny_config):
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(command("check", "--json", "-c", tiny_config()), stdout=writer, stderr=subprocess.PIPE)
+    line = command("check", "--json", "--quiet", "-c", tiny_config())
+    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
 

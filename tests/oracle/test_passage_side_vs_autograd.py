@@ -4,6 +4,8 @@ Float32; the batches differ in their padding and the sums in their order: 1e-4 o
 for vectors of unit size.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -33,7 +35,7 @@ def open_both(tiny_config):
         )
         config = load_config(path)
         build_index(config)
-        return open_model(config, "base", prepare=prepare_training)
+        return open_model(config, "base", prepare=partial(prepare_training, few=False))
 
     return load
 
