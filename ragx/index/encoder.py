@@ -33,6 +33,11 @@ BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 65536
 
 
+def auto_batch_tokens(device: str) -> int:
+    """Tokens of a batch where nothing else is said."""
+    return BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
+
+
 @dataclass(frozen=True, slots=True)
 class EncoderSettings:
     """What turns a text into a vector besides the weights. None: as the model's own files say."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ragx.rag.generator import Generator, Pair, pad_rows
+from ragx.rag.prompts import continuation_ids
 from ragx.rag.state import Layers, State, cache_of, joined, layers_of
 
 
@@ -90,5 +91,4 @@ class CausalGenerator(Generator):
         return output.last_hidden_state, layers_of(output.past_key_values), attention
 
     def _plain_answer_ids(self, answer: str) -> list[int]:
-        text = answer if self.template.ends_with_space else f" {answer}"
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return continuation_ids(self.tokenizer, answer, after_space=self.template.ends_with_space)

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ragx.errors import ArtifactError
 from ragx.models import require_tokenizer
-from ragx.rag.prompts import Prompt, make_template
+from ragx.rag.prompts import Prompt, continuation_ids, make_template, target_ids
 from ragx.records import Passage
 
 _ENDLESS = 1 << 30
@@ -40,6 +40,6 @@ class Lengths:
 
     def answer(self, answer: str) -> int:
         """Tokens of an answer with its end."""
-        text = f" {answer}" if self._writes_on and not self._template.ends_with_space else answer
-        texts = {"text": text} if self._writes_on else {"text_target": text}
-        return len(self._tokenizer(**texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]) + 1
+        if self._writes_on:
+            return len(continuation_ids(self._tokenizer, answer, after_space=self._template.ends_with_space)) + 1
+        return len(target_ids(self._tokenizer, answer)) + 1

@@ -170,6 +170,17 @@ def _no_room(question: str, limit: int) -> DataError:
     )
 
 
+def continuation_ids(tokenizer: Any, answer: str, *, after_space: bool) -> list[int]:
+    """The ids of an answer that continues a prompt, without an end."""
+    text = answer if after_space else f" {answer}"
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def target_ids(tokenizer: Any, answer: str) -> list[int]:
+    """The ids of an answer that a decoder begins, without an end."""
+    return list(tokenizer(text_target=answer, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The ids a tokenizer puts before and after a text by itself."""
     plain: Sequence[int] = tokenizer("x", add_special_tokens=False)["input_ids"]

@@ -10,7 +10,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from ragx.errors import ArtifactError
 from ragx.rag.generator import Generator, Pair, pad_rows
-from ragx.rag.prompts import Prompt, special_ids
+from ragx.rag.prompts import Prompt, special_ids, target_ids
 from ragx.rag.state import State, cache_of, layers_of, with_room
 
 
@@ -93,5 +93,4 @@ class Seq2SeqGenerator(Generator):
         return torch.tensor([self.decoder_prefix], device=self.device).expand(rows, -1)
 
     def _plain_answer_ids(self, answer: str) -> list[int]:
-        encoded = self.tokenizer(text_target=answer, add_special_tokens=False, split_special_tokens=True)
-        return list(encoded["input_ids"])
+        return target_ids(self.tokenizer, answer)

@@ -162,16 +162,17 @@ def index_stats(config: Config) -> dict[str, Any]:
 def index_settings(config: Config) -> Settings:
     """How passages are encoded, and what is built over them."""
     from ragx.index.build import Settings
-    from ragx.index.encoder import BATCH_TOKENS, GPU_BATCH_TOKENS
+    from ragx.index.encoder import auto_batch_tokens
     from ragx.index.kinds import Wanted
 
     section = config.index
     batch = config.encoder.batch_size
-    auto = BATCH_TOKENS if compute_device(config) == "cpu" else GPU_BATCH_TOKENS
     return Settings(
         vectors=Wanted(section.kind, section.factory, section.recall_target),
         lexical=section.lexical,
-        batch_tokens=auto if batch == "auto" else batch * config.encoder.max_tokens,
+        batch_tokens=(
+            auto_batch_tokens(compute_device(config)) if batch == "auto" else batch * config.encoder.max_tokens
+        ),
         shard_size=section.shard_size,
         dtype=compute_dtype(config),
         backend=config.encoder.backend,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ragx.index.encoder import BATCH_TOKENS, GPU_BATCH_TOKENS, Vectors
+from ragx.index.encoder import Vectors, auto_batch_tokens
 from ragx.index.vectors import Ids
 from ragx.rag.retriever import Retriever
 from ragx.records import Passage
@@ -106,8 +106,7 @@ def encode(retriever: Retriever, passages: Sequence[Passage]) -> Vectors:
     encoder = retriever.passage_side
     assert encoder is not None
     dtype: torch.dtype = getattr(torch, retriever.index.manifest["dtype"])
-    batch = BATCH_TOKENS if encoder.device == "cpu" else GPU_BATCH_TOKENS
-    return encoder.encode_passages(passages, batch_tokens=batch, dtype=dtype)
+    return encoder.encode_passages(passages, batch_tokens=auto_batch_tokens(encoder.device), dtype=dtype)
 
 
 def state(retriever: Retriever) -> dict[str, torch.Tensor]:

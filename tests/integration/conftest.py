@@ -23,6 +23,29 @@ def _command(processes):
 
 
 @pytest.fixture
+def stopped_and_whole(tmp_path):
+    """stopped_and_whole(path, stop) -> (configuration trained until `stop` of 9 steps and resumed, one never stopped)"""
+    from ragx import build_index, finetune, load_config
+
+    def run(path, stop):
+        stopped, whole = (load_config(path, [f"output_dir={tmp_path / name}"]) for name in ("stopped", "whole"))
+
+        def stopping(what, done, total):
+            if total == 9 and done == stop:
+                raise KeyboardInterrupt
+
+        for config in (stopped, whole):
+            build_index(config)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(stopped, progress=stopping)
+        finetune(stopped, resume=True)
+        finetune(whole)
+        return stopped, whole
+
+    return run
+
+
+@pytest.fixture
 def ragx():
     """ragx("index", "-c", path): the command line in a process of its own (with processes=2, in two that torchrun
     starts), finished; its output on failure."""

@@ -71,21 +71,10 @@ def test_training_killed_and_resumed_equals_an_uninterrupted_one(tiny_config, tm
 
 @pytest.mark.parametrize("stop", [2, 4])
 @pytest.mark.parametrize(("kind", "lora"), [("causal", LORA), ("t5", False)])
-def test_training_stopped_after_any_step_goes_on_exactly(kind, lora, stop, tiny_config, tmp_path):
+def test_training_stopped_after_any_step_goes_on_exactly(kind, lora, stop, tiny_config, stopped_and_whole):
     """The checkpoint is that of the step before `stop`; step 3 ends an epoch with a look at the dev set."""
     path = tiny_config(kind, finetune={**TRAINING, "epochs": 3, "lora": lora})
-    stopped, whole = (load_config(path, [f"output_dir={tmp_path / name}"]) for name in ("stopped", "whole"))
-
-    def stopping(what, done, total):
-        if total == 9 and done == stop:
-            raise KeyboardInterrupt
-
-    for config in (stopped, whole):
-        build_index(config)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(stopped, progress=stopping)
-    finetune(stopped, resume=True)
-    finetune(whole)
+    stopped, whole = stopped_and_whole(path, stop)
     assert_same_training(stopped, whole)
 
 

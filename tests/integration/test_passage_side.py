@@ -106,21 +106,10 @@ def test_without_its_index_the_tuned_model_names_the_command_and_the_base_model_
 
 
 @pytest.mark.parametrize("stop", [3, 5])
-def test_a_training_that_was_stopped_goes_on_exactly(stop, tiny_config, tmp_path):
+def test_a_training_that_was_stopped_goes_on_exactly(stop, tiny_config, stopped_and_whole):
     """Steps 2, 4, 6 refresh, step 3 ends an epoch; the checkpoint is that of the step before `stop`."""
     path = tiny_config("causal", finetune={**BOTH, "refresh_cosine": 0.9999})
-    stopped, whole = (load_config(path, [f"output_dir={tmp_path / name}"]) for name in ("stopped", "whole"))
-
-    def stopping(what, done, total):
-        if total == 9 and done == stop:
-            raise KeyboardInterrupt
-
-    for config in (stopped, whole):
-        build_index(config)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(stopped, progress=stopping)
-    finetune(stopped, resume=True)
-    finetune(whole)
+    stopped, whole = stopped_and_whole(path, stop)
     assert lines_of(stopped) == lines_of(whole)
     assert {line["split"] for line in lines_of(whole)} == {"train", "dev", "refresh"}
     assert weights_of(stopped) == weights_of(whole)
