@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def alternate(ours: Callable[[], object], peer: Callable[[], object], pairs: int) -> tuple[list[float], list[float]]:
@@ -46,6 +47,14 @@ def matrix_peak(dtype: torch.dtype, size: int = 1024, repeats: int = 10, device:
     for _ in range(repeats):
         best = max(best, 2 * size**3 / _seconds(lambda: left @ right) / 1e9)
     return best
+
+
+def share_of_peak(work: Callable[[], object], seconds: float, peak: float) -> float:
+    """What a run of `work` computes, padding included, by the time it takes, of the GFLOP/s that could be."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    done: int = counter.get_total_flops()
+    return round(done / 1e9 / seconds / peak, 2)
 
 
 def peak_mib(work: Callable[[], object], device: str = "cpu") -> float:

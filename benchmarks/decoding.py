@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import alternate, matrix_peak, print_claim, ratio
+from benchmarks.common import alternate, matrix_peak, print_claim, ratio, share_of_peak
 from benchmarks.rag_peer import PADDED, Size, bart_generator, contexts, labels, questions, rag_model
 from ragx.rag.decoding import Decoded, decode
 from ragx.rag.generator import Pair
@@ -110,6 +110,8 @@ def main() -> None:
             questions=len(rows),
             dtype=options.dtype,
             peak_gflops=round(peak),
+            share_of_peak=share_of_peak(both[0], statistics.median(seconds[0]), peak),
+            share_of_peak_peer=share_of_peak(both[1], statistics.median(seconds[1]), peak),
         )
 
 

@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import alternate, matrix_peak, peak_mib, print_claim, ratio
+from benchmarks.common import alternate, matrix_peak, peak_mib, print_claim, ratio, share_of_peak
 from benchmarks.rag_peer import (
     PADDED,
     FixedRetriever,
@@ -74,6 +75,13 @@ class Problem:
     def pairs(self) -> list[Pair]:
         """All (question, passage) pairs, question by question."""
         return [pair for row in self.rows for pair in row]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all prompts and answers, without padding."""
+        generator = self.generator
+        prompts = sum(len(generator.template.ids(passage, question)) for question, passage in self.pairs)
+        return prompts + K * sum(len(generator.answer_ids(answer)) for answer in self.answers)
 
     def gradient(self) -> Tensor:
         """The generator's gradient as one vector."""
@@ -153,54 +161,65 @@ def llama_generator(size: Size, device: str) -> CausalGenerator:
     return CausalGenerator(model, word_tokenizer(size.words), PromptSettings("{passage} {question}", None, PADDED), 64)
 
 
-def compare(claim: str, ours: Step, peer: Step, name: str, pairs: int, tolerance: float, **more: object) -> None:
-    """Time both in turn, compare their losses, print the claim."""
-    close = abs(ours() - (theirs := peer())) < tolerance * abs(theirs)
-    seconds = alternate(ours, peer, pairs)
-    print_claim(
-        claim,
-        ratio(*seconds),
-        peer=name,
-        same_result=close,
-        n=pairs,
-        seconds_ours=round(statistics.median(seconds[0]), 3),
-        seconds_peer=round(statistics.median(seconds[1]), 3),
-        **more,
-    )
+@dataclass(frozen=True)
+class Comparison:
+    """What all claims on one generator share: its name, the pairs of runs, the dtype, and the device's peak in it."""
 
+    problem: Problem
+    kind: str
+    pairs: int
+    dtype: torch.dtype
+    device: str
 
-def claims_of(problem: Problem, kind: str, pairs: int, dtype: torch.dtype, peak: int) -> None:
-    """All claims of time for one generator."""
-    facts = {"generator": kind, "dtype": str(dtype).removeprefix("torch."), "peak_gflops": peak}
-    facts["questions"] = len(problem.rows)
-    loose = 1e-4 if dtype == torch.float32 else 2e-2
-    tuned, flat = problem.concentrated, problem.flat
-    if kind == "bart-base":
-        name, padded = "transformers RagSequenceForGeneration", partial(problem.rag, length=PADDED)
-        compare("training_step_exact", problem.ours(flat), padded(flat), name, pairs, loose, **facts)
-        trimmed = problem.rag(flat, None)
-        compare("training_step_exact_trimmed", problem.ours(flat), trimmed, name, pairs, loose, **facts)
-        suffix, peer = "", padded(tuned)
-    else:
-        name, suffix, peer = "the loss written plainly on LlamaForCausalLM", "_causal", problem.plain(tuned)
-        compare("training_step_exact_causal", problem.ours(tuned), peer, name, pairs, loose, **facts)
-    exact, pruned = problem.ours(tuned), problem.ours(tuned, MASS)
-    exact()
-    wanted = problem.gradient()
-    pruned()  # learns the share kept
-    pruned()
-    error = round(float((problem.gradient() - wanted).norm() / wanted.norm()), 5)
-    claim = f"training_step_pruned{suffix}"
-    compare(claim, pruned, peer, name, pairs, loose, gradient_error=error, **facts)
-    if dtype == torch.float32:
-        both = {"dtype": "bfloat16 autocast against float32"}
-        mixed, default = (problem.ours(tuned, mass, torch.bfloat16) for mass in (1.0, MASS))
-        compare(f"training_step_default_dtype{suffix}", mixed, peer, name, pairs, 2e-2, **(facts | both))
-        default()  # learns the share kept
-        compare(f"training_step_default{suffix}", default, peer, name, pairs, 2e-2, **(facts | both))
-    if not suffix:
-        undecided = problem.ours(flat, MASS)
-        compare("training_step_flat", undecided, problem.ours(flat), "ragx, exact", pairs, loose, **facts)
+    def claim(self, claim: str, ours: Step, peer: Step, name: str, mixed: bool = False, **more: object) -> None:
+        """Time both in turn, compare their losses, print the claim."""
+        exact = self.dtype == torch.float32 and not mixed
+        close = abs(ours() - (theirs := peer())) < (1e-4 if exact else 2e-2) * abs(theirs)
+        seconds = alternate(ours, peer, self.pairs)
+        taken, theirs_taken = (statistics.median(each) for each in seconds)
+        peak = matrix_peak(torch.bfloat16 if mixed else self.dtype, device=self.device)
+        print_claim(
+            claim,
+            ratio(*seconds),
+            peer=name,
+            same_result=close,
+            n=self.pairs,
+            seconds_ours=round(taken, 3),
+            seconds_peer=round(theirs_taken, 3),
+            generator=self.kind,
+            dtype="bfloat16 autocast against float32" if mixed else str(self.dtype).removeprefix("torch."),
+            questions=len(self.problem.rows),
+            tokens_a_second=round(self.problem.tokens / taken),
+            peak_gflops=round(peak),
+            share_of_peak=share_of_peak(ours, taken, peak),
+            **more,
+        )
+
+    def all(self) -> None:
+        """All claims of time."""
+        problem, causal = self.problem, self.kind != "bart-base"
+        tuned, flat = problem.concentrated, problem.flat
+        if causal:
+            name, suffix, peer = "the loss written plainly on LlamaForCausalLM", "_causal", problem.plain(tuned)
+            self.claim("training_step_exact_causal", problem.ours(tuned), peer, name)
+        else:
+            name, suffix, peer = "transformers RagSequenceForGeneration", "", problem.rag(tuned, PADDED)
+            self.claim("training_step_exact", problem.ours(flat), problem.rag(flat, PADDED), name)
+            self.claim("training_step_exact_trimmed", problem.ours(flat), problem.rag(flat, None), name)
+        exact, pruned = problem.ours(tuned), problem.ours(tuned, MASS)
+        exact()
+        wanted = problem.gradient()
+        pruned()  # learns the share kept
+        pruned()
+        error = round(float((problem.gradient() - wanted).norm() / wanted.norm()), 5)
+        self.claim(f"training_step_pruned{suffix}", pruned, peer, name, gradient_error=error)
+        if self.dtype == torch.float32:
+            mixed, default = (problem.ours(tuned, mass, torch.bfloat16) for mass in (1.0, MASS))
+            self.claim(f"training_step_default_dtype{suffix}", mixed, peer, name, mixed=True)
+            default()  # learns the share kept
+            self.claim(f"training_step_default{suffix}", default, peer, name, mixed=True)
+        if not causal:
+            self.claim("training_step_flat", problem.ours(flat, MASS), problem.ours(flat), "ragx, exact")
 
 
 def peak_memory(which: str, device: str) -> float:
@@ -243,7 +262,6 @@ def main() -> None:
         print(peak_memory(options.memory, options.device))
         return
     dtype, pairs = getattr(torch, options.dtype), 3 if options.quick else 7
-    peak = round(matrix_peak(dtype, device=options.device))
     size = Size()
     kinds: dict[str, Callable[[], Generator]] = {"bart-base": partial(bart_generator, size, 64, options.device)}
     if not options.quick:
@@ -251,7 +269,8 @@ def main() -> None:
     for kind, opened in ((each, kinds[each]) for each in kinds if options.only in (None, each)):
         generator = opened()
         generator.model.to(dtype)
-        claims_of(Problem(generator, size, (4, 16), options.device, options.questions), kind, pairs, dtype, peak)
+        problem = Problem(generator, size, (4, 16), options.device, options.questions)
+        Comparison(problem, kind, pairs, dtype, options.device).all()
     if options.only in (None, "memory"):
         memory_claims(options.device)
 

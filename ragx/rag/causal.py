@@ -1,7 +1,7 @@
 """Decoder-only generators: Llama, Qwen, SmolLM and their kin."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,25 +17,22 @@ class CausalGenerator(Generator):
 
     chats = True
 
-    def token_log_probs(self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        prompts = [self.template.ids(passage, question) for question, passage in pairs]
-        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    def _before_answers(
+        self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]
+    ) -> Callable[[list[int]], Tensor]:
+        texts = self._embedded(self.base, [[*p, *a[:-1]] for p, a in zip(prompts, answers, strict=True)])
+
+        starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
 
         def compute(rows: list[int]) -> Tensor:
-            return self._gold_log_probs([prompts[row] for row in rows], [answers[row] for row in rows])
+            text, attention = texts.of(rows)
+            output = self.base.base_model(inputs_embeds=text, attention_mask=attention.long(), use_cache=False)
+            columns = torch.arange(max(len(answers[row]) for row in rows), device=self.device)
+            places = (starts[rows].unsqueeze(-1) + columns).clamp(max=text.shape[1] - 1)
+            hidden: Tensor = output.last_hidden_state
+            return hidden.take_along_dim(places.unsqueeze(-1), dim=1)
 
-        return self._in_batches(lengths, compute), self._answers(answers)[1]
-
-    def _gold_log_probs(self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]) -> Tensor:
-        """log p [N, T] of the answers' tokens after their prompts; 0 where an answer has ended."""
-        sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        ids, mask = pad_rows(sequences, self.pad_id, self.device)
-        hidden = self.base.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
-        gold, answer_mask = self._answers(answers)
-        starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
-        rows, columns = answer_mask.nonzero(as_tuple=True)
-        found = self._gold(hidden[rows, starts[rows] + columns], gold[answer_mask])
-        return torch.zeros(gold.shape, device=self.device).masked_scatter(answer_mask, found)
+        return compute
 
     def start(self, pairs: Sequence[Pair]) -> State:
         prompts = [self.template.ids(passage, question) for question, passage in pairs]

@@ -8,6 +8,7 @@ key-values or encoder states serve generation and every rescoring.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ SLICE = 512
 """Rows of hidden states projected to the vocabulary at once."""
 BUDGETS = {"cpu": 4096, "cuda": 32768}
 """Tokens that a batch of like length may have, padding included."""
-CPU_OVERHEAD = 96
+CPU_OVERHEAD = 64
 """What one batch more costs on a processor, in tokens: weights are read and their gradients added once more."""
 LAUNCH_FLOP = 2e13
 """What a GPU could compute while one batch more is being launched: small models want few and large batches."""
@@ -67,13 +68,29 @@ class Generator(ABC):
         stop = next((i for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
         return str(self.tokenizer.decode(list(ids[:stop]), skip_special_tokens=True)).strip()
 
-    @abstractmethod
     def token_log_probs(self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Gold-token log-probabilities [N, T] in float32 and their mask [N, T], with gradient when it is enabled.
 
         With `recompute`, what a batch needs for its backward pass is computed again there instead of kept. With
         `label_smoothing` only the gradient is that of smoothed labels.
         """
+        prompts = [self.template.ids(passage, question) for question, passage in pairs]
+        gold, mask = self._answers(answers)
+        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        hidden = self._in_batches(lengths, self._before_answers(prompts, answers))
+        found = self._gold(hidden[mask], gold[mask])
+        return torch.zeros(gold.shape, device=self.device).masked_scatter(mask, found), mask
+
+    @abstractmethod
+    def _before_answers(
+        self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]
+    ) -> Callable[[list[int]], Tensor]:
+        """Computes for some rows the hidden states [n, t, H] that the tokens of their answers follow from."""
+
+    def _embedded(self, model: Any, rows: Sequence[Sequence[int]]) -> "Embedded":
+        """The embeddings of all rows, looked up at once: every lookup has a gradient as large as the vocabulary."""
+        ids, mask = pad_rows(rows, self.pad_id, self.device)
+        return Embedded(model.get_input_embeddings()(ids), mask, [len(row) for row in rows])
 
     @abstractmethod
     def start(self, pairs: Sequence[Pair]) -> State:
@@ -183,6 +200,21 @@ class Generator(ABC):
             if torch.allclose(self._logits(hidden).float(), logits.float(), rtol=2e-2, atol=2e-2):
                 return
         raise ArtifactError(f"{name}: unsupported architecture {type(self.base).__name__}: its vocabulary head differs")
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Embeddings [N, L, H] of N rows of tokens, their mask [N, L] and their lengths."""
+
+    vectors: Tensor
+    mask: Tensor
+    lengths: Sequence[int]
+
+    def of(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Embeddings and mask of n of the rows, no longer than the longest of these."""
+        longest = max(self.lengths[row] for row in rows)
+        index = torch.tensor(rows, device=self.mask.device)
+        return self.vectors[:, :longest].index_select(0, index), self.mask[:, :longest].index_select(0, index)
 
 
 def _stop_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:

@@ -1,7 +1,7 @@
 """Encoder-decoder generators: BART and T5."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,13 +25,21 @@ class Seq2SeqGenerator(Generator):
             raise ArtifactError(f"{self.base.config.name_or_path}: its config names no decoder_start_token_id")
         self.decoder_prefix = [int(start), *special_ids(tokenizer)[0]]
 
-    def token_log_probs(self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        states, attention = self._encode(pairs)
-        gold, mask = self._answers(answers)
-        inputs = torch.cat([self._prefix(len(gold)), gold[:, :-1]], dim=-1)
-        hidden = self._decode(inputs, states, attention, None).last_hidden_state[:, len(self.decoder_prefix) - 1 :]
-        found = self._gold(hidden[mask], gold[mask])
-        return torch.zeros(gold.shape, device=self.device).masked_scatter(mask, found), mask
+    def _before_answers(
+        self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]
+    ) -> Callable[[list[int]], Tensor]:
+        encoder, decoder = self.base.get_encoder(), self.base.get_decoder()
+        contexts = self._embedded(encoder, prompts)
+        texts = self._embedded(decoder, [[*self.decoder_prefix, *answer[:-1]] for answer in answers])
+
+        def compute(rows: list[int]) -> Tensor:
+            context, attention = contexts.of(rows)
+            states = encoder(inputs_embeds=context, attention_mask=attention.long()).last_hidden_state
+            text = texts.of(rows)[0]
+            hidden: Tensor = self._decode(None, states, attention, None, inputs_embeds=text).last_hidden_state
+            return hidden[:, len(self.decoder_prefix) - 1 :]
+
+        return compute
 
     def start(self, pairs: Sequence[Pair]) -> State:
         states, attention = self._encode(pairs)
@@ -62,9 +70,17 @@ class Seq2SeqGenerator(Generator):
         states = self._in_batches([len(prompt) for prompt in prompts], compute)
         return states, pad_rows(prompts, self.pad_id, self.device)[1]
 
-    def _decode(self, ids: Tensor, states: Tensor | None, attention: Tensor, cache: EncoderDecoderCache | None) -> Any:
+    def _decode(
+        self,
+        ids: Tensor | None,
+        states: Tensor | None,
+        attention: Tensor,
+        cache: EncoderDecoderCache | None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Any:
         return self.base.get_decoder()(
             input_ids=ids,
+            inputs_embeds=inputs_embeds,
             encoder_hidden_states=states,
             encoder_attention_mask=attention.long(),
             past_key_values=cache,
