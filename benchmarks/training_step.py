@@ -11,7 +11,7 @@ LlamaForCausalLM (all logits of all prompts, padded to the longest), for transfo
 (0.995 on the first of five passages); `_flat` is the same setting on a flat prior, against ragx's own exact step: it
 must cost no more. `_default_dtype` is the exact step under bfloat16 autocast against the peer's float32, `_default`
 also pruned, as ragx trains by default. `training_step_memory` compares peak memory above weights and gradients, with
-answers of 64 tokens; `_recompute` is with `finetune.gradient_checkpointing`.
+answers of 64 tokens; `_recompute` is with `finetune.gradient_checkpointing`, whose cost in time `_exact_recompute` has.
 """
 
 import argparse
@@ -206,6 +206,9 @@ class Comparison:
             name, suffix, peer = "transformers RagSequenceForGeneration", "", problem.rag(tuned, PADDED)
             self.claim("training_step_exact", problem.ours(flat), problem.rag(flat, PADDED), name)
             self.claim("training_step_exact_trimmed", problem.ours(flat), problem.rag(flat, None), name)
+            problem.generator.recompute = True
+            self.claim("training_step_exact_recompute", problem.ours(flat), problem.rag(flat, PADDED), name)
+            problem.generator.recompute = False
         exact, pruned = problem.ours(tuned), problem.ours(tuned, MASS)
         exact()
         wanted = problem.gradient()
