@@ -24,7 +24,7 @@ def _command(processes):
 
 @pytest.fixture
 def stopped_and_whole(tmp_path):
-    """stopped_and_whole(path, stop) -> (configuration trained until `stop` of 9 steps and resumed, one never stopped)"""
+    """stopped_and_whole(path, stop) -> (a run stopped after `stop` of its 9 steps and resumed, one never stopped)"""
     from ragx import build_index, finetune, load_config
 
     def run(path, stop):
