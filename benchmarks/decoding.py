@@ -60,6 +60,11 @@ def agree(
     return log_probability is not None and abs(float(total) - log_probability) < tolerance
 
 
+def tokens_of(generator: Seq2SeqGenerator, rows: Rows) -> int:
+    """Tokens of all prompts, and NEW_TOKENS written after each."""
+    return sum(len(generator.template.ids(passage, question)) + NEW_TOKENS for row in rows for question, passage in row)
+
+
 @torch.no_grad()
 def main() -> None:
     """Print one JSON line a claim."""
@@ -109,6 +114,7 @@ def main() -> None:
             seconds_peer=round(statistics.median(seconds[1]), 3),
             questions=len(rows),
             dtype=options.dtype,
+            tokens_a_second=round(tokens_of(generator, rows) / statistics.median(seconds[0])),
             peak_gflops=round(peak),
             share_of_peak=share_of_peak(both[0], statistics.median(seconds[0]), peak),
             share_of_peak_peer=share_of_peak(both[1], statistics.median(seconds[1]), peak),

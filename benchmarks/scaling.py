@@ -1,6 +1,6 @@
 """How a training step and an answer grow with passages, questions and vocabulary.
 
-    python -m benchmarks.scaling [--quick] [--json] [--device cuda]
+    python -m benchmarks.scaling [--quick] [--json] [--device cuda] [--dtype bfloat16]
 
 A BART of 2 + 2 layers of width 256 with random weights. Cost should be linear in K and in the batch size, and the
 vocabulary should hardly show in memory. The claims: `scaling_k` and `scaling_batch` are the cost a passage at the
@@ -19,18 +19,20 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import machine, peak_mib, print_claim
+from benchmarks.common import machine, matrix_peak, peak_mib, print_claim, share_of_peak
 from benchmarks.rag_peer import FixedRetriever, Size, bart_generator, questions, random_text
 from ragx.rag.model import RagModel
 
 ANSWER = 16
 
 
-def measure(k: int, batch: int, words: int, device: str) -> dict[str, float]:
-    """Seconds of a step and of thorough answers, and MiB of a step above weights and gradients."""
+def measure(k: int, batch: int, words: int, device: str, dtype: torch.dtype) -> dict[str, float]:
+    """Seconds of a step and of thorough answers, and MiB of a step above weights and gradients; tokens of prompts and
+    answers a second of a step, and the share of the measured matrix peak that it computes at."""
     torch.manual_seed(0)
     size = Size(width=256, layers=2, words=words)
     generator = bart_generator(size, ANSWER, device)
+    generator.model.to(dtype)
     rows = questions(batch, k, words)
     retriever: Any = FixedRetriever(rows, torch.zeros(batch, k, device=device))
     model = RagModel(retriever, generator, "sequence")
@@ -56,6 +58,9 @@ def measure(k: int, batch: int, words: int, device: str) -> dict[str, float]:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
         found[name] = round(statistics.median(seconds), 3)
+    tokens = sum(len(generator.template.ids(passage, question)) + ANSWER for row in rows for question, passage in row)
+    found["tokens_a_second"] = round(tokens / found["step_seconds"])
+    found["share_of_peak"] = share_of_peak(step, found["step_seconds"], matrix_peak(dtype, device=device))
     return found
 
 
@@ -65,17 +70,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the ends of each range only")
     parser.add_argument("--json", action="store_true", help="the output is JSON in any case")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all weights")
     parser.add_argument("--one", help="measure K,B,V and stop: each setting has a process of its own")
     options = parser.parse_args()
     if options.one:
         k, batch, words = map(int, options.one.split(","))
-        print(json.dumps(measure(k, batch, words, options.device)))
+        print(json.dumps(measure(k, batch, words, options.device, getattr(torch, options.dtype))))
         return
 
     def table(settings: list[tuple[int, int, int]]) -> list[dict[str, float]]:
         found = []
         for setting in settings[:: len(settings) - 1] if options.quick else settings:
-            one = ["--one", ",".join(map(str, setting)), "--device", options.device]
+            one = ["--one", ",".join(map(str, setting)), "--device", options.device, "--dtype", options.dtype]
             command = [sys.executable, "-m", "benchmarks.scaling", *one]
             run = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
             found.append(json.loads(run.stdout))

@@ -11,7 +11,9 @@ LlamaForCausalLM (all logits of all prompts, padded to the longest), for transfo
 (0.995 on the first of five passages); `_flat` is the same setting on a flat prior, against ragx's own exact step: it
 must cost no more. `_default_dtype` is the exact step under bfloat16 autocast against the peer's float32, `_default`
 also pruned, as ragx trains by default. `training_step_memory` compares peak memory above weights and gradients, with
-answers of 64 tokens; `_recompute` is with `finetune.gradient_checkpointing`, whose cost in time `_exact_recompute` has.
+answers of 64 tokens, where ragx takes the step in the pieces of its default (`micro_batch_size: auto`), `_whole` in
+one, `_recompute` with `finetune.gradient_checkpointing` too. `_exact_pieces` and `_exact_recompute` have the cost in
+time.
 """
 
 import argparse
@@ -45,6 +47,8 @@ from ragx.rag.causal import CausalGenerator
 from ragx.rag.generator import Generator, Pair, pad_rows
 from ragx.rag.model import RagModel
 from ragx.rag.prompts import PromptSettings
+from ragx.stages.finetune import PAIRS_A_PASS
+from ragx.training.loop import cut
 
 K = 5
 CONCENTRATED = (6.0, 0.0, -0.5, -1.0, -1.5)
@@ -52,6 +56,16 @@ CONCENTRATED = (6.0, 0.0, -0.5, -1.0, -1.5)
 
 MASS = 0.99
 """`finetune.posterior_mass` by default."""
+
+AT_ONCE = PAIRS_A_PASS // K
+"""Questions that go through the generator at once when `finetune.micro_batch_size: auto`."""
+
+MEMORY = {
+    "pieces": "training_step_memory",
+    "whole": "training_step_memory_whole",
+    "recompute": "training_step_memory_recompute",
+}
+"""Ways to take a step whose memory is compared, and the claims of it."""
 
 Step = Callable[[], float]
 
@@ -88,19 +102,25 @@ class Problem:
         found = [p.grad.reshape(-1).float() for p in self.generator.model.parameters() if p.grad is not None]
         return torch.cat(found)
 
-    def ours(self, scores: Tensor, mass: float = 1.0, dtype: torch.dtype = torch.float32) -> Step:
-        """ragx's step."""
+    def ours(
+        self, scores: Tensor, mass: float = 1.0, dtype: torch.dtype = torch.float32, at_once: int | None = None
+    ) -> Step:
+        """ragx's step, on `at_once` questions after another where it is given."""
         retriever: Any = FixedRetriever(self.rows, scores.clone())
         model = RagModel(retriever, self.generator, "sequence")
+        asked = [row[0][0] for row in self.rows]
+        parts = cut(len(asked), at_once or len(asked), 1)
 
         def step() -> float:
             self.generator.model.zero_grad(set_to_none=False)
-            with torch.autocast(scores.device.type, dtype, enabled=dtype != torch.float32):
-                loss = model([row[0][0] for row in self.rows], self.answers, None, mass)
-            total = loss.nll.sum()
-            total.backward()
-            model.kept_share = float(loss.kept.mean())  # as the training loop tells it after every step
-            return float(total.detach())
+            total, kept = 0.0, 0.0
+            for part in parts:
+                with torch.autocast(scores.device.type, dtype, enabled=dtype != torch.float32):
+                    loss = model([asked[row] for row in part], [self.answers[row] for row in part], None, mass)
+                loss.nll.sum().backward()
+                total, kept = total + float(loss.nll.detach().sum()), kept + float(loss.kept.sum())
+            model.kept_share = kept / len(asked)  # as the training loop tells it after every step
+            return total
 
         return step
 
@@ -206,6 +226,8 @@ class Comparison:
             name, suffix, peer = "transformers RagSequenceForGeneration", "", problem.rag(tuned, PADDED)
             self.claim("training_step_exact", problem.ours(flat), problem.rag(flat, PADDED), name)
             self.claim("training_step_exact_trimmed", problem.ours(flat), problem.rag(flat, None), name)
+            halves = problem.ours(flat, at_once=AT_ONCE)
+            self.claim("training_step_exact_pieces", halves, problem.rag(flat, PADDED), name)
             problem.generator.recompute = True
             self.claim("training_step_exact_recompute", problem.ours(flat), problem.rag(flat, PADDED), name)
             problem.generator.recompute = False
@@ -229,7 +251,10 @@ def peak_memory(which: str, device: str) -> float:
     """MiB that one step with answers of 64 tokens needs above weights and gradients; run in a process of its own."""
     problem = Problem(bart_generator(Size(), 64, device), Size(), (64, 64), device)
     problem.generator.recompute = which == "recompute"
-    step = problem.rag(problem.flat, PADDED) if which == "peer" else problem.ours(problem.flat)
+    if which == "peer":
+        step = problem.rag(problem.flat, PADDED)
+    else:
+        step = problem.ours(problem.flat, at_once=None if which == "whole" else AT_ONCE)
     problem.generator.model.zero_grad(set_to_none=False)
     return peak_mib(step, device)
 
@@ -242,7 +267,7 @@ def memory_claims(device: str) -> None:
         return float(subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout)
 
     peer = measured("peer")
-    for which, claim in (("ours", "training_step_memory"), ("recompute", "training_step_memory_recompute")):
+    for which, claim in MEMORY.items():
         own = measured(which)
         name = "transformers RagSequenceForGeneration"
         figures = (peer / own,) * 3
@@ -258,7 +283,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all weights")
     parser.add_argument("--questions", type=int, default=4, help="questions in a batch")
     parser.add_argument("--only", choices=["bart-base", "smollm2-135m", "memory"], help="one part of the claims")
-    parser.add_argument("--memory", choices=["ours", "recompute", "peer"], help="print one side's MiB and stop")
+    parser.add_argument("--memory", choices=["peer", *MEMORY], help="print one side's MiB and stop")
     options = parser.parse_args()
     torch.manual_seed(0)
     if options.memory:

@@ -11,12 +11,14 @@ ragx       the configuration as it stands, with what `--dry-run` said of it
 frozen     nothing trained: BM25, dense and hybrid retrieval before the instruct model
 separate   a contrastively tuned retriever, the index built anew with it, and a generator tuned on gold passages
            (benchmarks.separate_peer): answers from the top passage, by ragx's marginal, and by the marginal with BM25.
-           The generator may take PASSES times ragx's epochs, for it reads one passage a question where ragx reads K
+           The generator may take PASSES times ragx's joint epochs, for it reads one passage a question where ragx
+           reads K, and those in which ragx reads one, too
 rag        the recipe of transformers' RAG scripts: joint, dense only, raw inner products, no warm-up, all posterior
            mass, all weights of the generator, one learning rate of 3e-5, batches of 8, gradients clipped at 0.1.
            Not theirs: 500 steps of warm-up (a tenth of the steps here), label smoothing, dropout
 corpus     no questions: `finetune.synthetic` ones from the corpus, without a dev set and with one
-ablations  ragx without warm-up, on dense retrieval alone, and the warm-up alone before the untouched generator
+ablations  ragx without warm-up, without reading, on dense retrieval alone, and the warm-up alone before the untouched
+           generator
 
 Training questions are drawn from the set's by the seed, the same for every row; with `--no-gold` they and the dev
 questions name no documents (the set's name then ends in `-nogold`), so that a passage is right where it holds an
@@ -74,6 +76,7 @@ RAG_RECIPE = (
     "retrieval.prior=topk",
     "rag.marginal=sequence",
     "finetune.warmup_epochs=0",
+    "finetune.reading_epochs=0",
     "finetune.posterior_mass=1.0",
     "finetune.lora=false",
     "finetune.learning_rate=3e-5",
@@ -86,6 +89,7 @@ RAG_RECIPE = (
 )
 ABLATIONS = {
     "ragx, no warm-up": ("finetune.warmup_epochs=0",),
+    "ragx, no reading": ("finetune.reading_epochs=0",),
     "ragx, dense": ("retrieval.mode=dense",),
     "warm-up alone": (
         "finetune.train=[question_encoder]",
@@ -272,15 +276,19 @@ def _tunings(config: Config, questions: int) -> tuple[Tuning, Tuning]:
         questions,
         has_dev=True,
         batch_size=section.batch_size,
+        reading_epochs=section.reading_epochs,
         epochs=section.epochs,
         dev_share=0.0,
         cross_fit=0,
     )
-    steps = chosen.epochs * math.ceil(questions / section.batch_size)
+    reading, joint = (
+        min(epochs * math.ceil(questions / section.batch_size), section.max_steps or sys.maxsize)
+        for epochs in (chosen.reading_epochs, chosen.epochs)
+    )
     generator = dataclasses.replace(
         retriever,
         batch_size=section.batch_size,
-        steps=PASSES * min(steps, section.max_steps or steps),
+        steps=reading + PASSES * joint,
         rates=(section.learning_rate,),
     )
     return retriever, generator

@@ -27,6 +27,7 @@ NAMES = (
     "warm-up alone",
     "ragx, dense",
     "ragx, no warm-up",
+    "ragx, no reading",
     OURS,
 )
 NONE = "0"

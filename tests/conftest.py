@@ -314,7 +314,14 @@ def tiny_config(tmp_path, tiny_corpus, tiny_models):
                 "max_answer_tokens": 12,
                 **section,
             },
-            "finetune": {"epochs": 1, "batch_size": 4, "warmup_epochs": 1, "checkpoint_steps": 2, "lora": lora},
+            "finetune": {
+                "epochs": 1,
+                "batch_size": 4,
+                "warmup_epochs": 1,
+                "reading_epochs": 0,
+                "checkpoint_steps": 2,
+                "lora": lora,
+            },
             "eval": {"metrics": ["em", "f1", "recall@2", "nll"], "bootstrap": 100},
         }
         for key, value in overrides.items():

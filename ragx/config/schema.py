@@ -217,7 +217,8 @@ class Lora(Section):
 
 class Finetune(Section):
     """Training of question encoder and generator on the marginal likelihood, on the training questions and on as many
-    `synthetic` ones, written from the corpus; their answers must be reproduced with `synthetic_f1`.
+    `synthetic` ones, written from the corpus; their answers must be reproduced with `synthetic_f1`. In the first
+    `reading_epochs` the generator alone learns, from one right passage a question. `max_steps` ends either phase early.
 
     With `passage_encoder` in `train`, both encoders are one where `tie_encoders` (auto: where they are one model); the
     vectors that the next questions choose between are made anew every `refresh_steps` optimizer steps, and all of them
@@ -235,6 +236,7 @@ class Finetune(Section):
     warmup_epochs: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
     warmup_learning_rate: Rate = 1e-4
     warmup_batch_size: Positive = 32
+    reading_epochs: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
     epochs: Literal["auto"] | Positive = "auto"
     batch_size: Positive = 16
     micro_batch_size: Literal["auto"] | Positive = "auto"

@@ -4,6 +4,11 @@ import re
 import string
 from collections.abc import Iterable
 
+import regex
+
+UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
+"""A letter of a script that writes no spaces between words, as a regular expression."""
+_UNSPACED = regex.compile(UNSPACED)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -11,6 +16,11 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 def normalise_answer(text: str) -> str:
     """Lower case, without ASCII punctuation, English articles and repeated white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def unspaced(texts: Iterable[str]) -> bool:
+    """Whether one of the texts is of a script that writes no spaces between words."""
+    return any(_UNSPACED.search(text) for text in texts)
 
 
 def holds_answer(text: str, answers: Iterable[str]) -> bool:

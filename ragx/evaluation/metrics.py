@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ragx.corpus.answers import unspaced
 from ragx.errors import ConfigError, DataError
 from ragx.evaluation import calibration, matching, overlap, ranking
 from ragx.evaluation.statistic import Measured, averaged, mean, percentile
-from ragx.evaluation.text import units, unspaced
+from ragx.evaluation.text import units
 from ragx.records import Example, Prediction
 
 Needs = Literal["answer", "hits", "reference_nll", "log_probability", "seconds"]

@@ -10,8 +10,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from ragx.corpus.answers import unspaced
 from ragx.evaluation.statistic import Floats, Measured, averaged
-from ragx.evaluation.text import unspaced, words
+from ragx.evaluation.text import words
 
 _OTHER_LETTERS = regex.compile(r"[\p{L}--\p{Latin}]", regex.V1)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ragx.corpus.answers import normalise_answer
-from ragx.evaluation.search import Finder
+from ragx.corpus.search import Finder
 from ragx.records import Document, Example, Passage
 
 Place = tuple[str, int]

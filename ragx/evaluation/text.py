@@ -5,19 +5,12 @@ from collections.abc import Iterable
 
 import regex
 
-from ragx.corpus.answers import holds_answer, normalise_answer
+from ragx.corpus.answers import UNSPACED, holds_answer, normalise_answer, unspaced
 
-UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
-_UNSPACED = regex.compile(UNSPACED)
 _PIECE = regex.compile(rf"{UNSPACED}\p{{M}}*|(?:(?!{UNSPACED})\S)+")
 _PUNCTUATION = regex.compile(r"\p{P}+")
 _WORD = regex.compile(rf"{UNSPACED}\p{{M}}*|(?:(?!{UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])+")
 _LOOSE = regex.compile(r"[\p{M}\p{P}\p{Z}\p{C}\p{S}]+")
-
-
-def unspaced(texts: Iterable[str]) -> bool:
-    """Whether one of the texts is of a script that writes no spaces between words."""
-    return any(_UNSPACED.search(text) for text in texts)
 
 
 def units(text: str, by_character: bool) -> list[str]:

@@ -7,10 +7,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from ragx.corpus.answers import unspaced
+from ragx.corpus.search import Finder
 from ragx.errors import ConfigError
-from ragx.evaluation.search import Finder
 from ragx.evaluation.statistic import Statistic
-from ragx.evaluation.text import holds, loose, unspaced
+from ragx.evaluation.text import holds, loose
 from ragx.records import Example, Passage, Prediction, Slice
 
 MEANINGS = {

@@ -134,17 +134,22 @@ class Retriever(nn.Module):
         passages = [[row[j] for j in chosen] for row, chosen in zip(retrieval.passages, columns.tolist(), strict=True)]
         return Retrieval(passages, scores, prior)
 
+    def scores_of(self, questions: Sequence[str], ids: Tensor) -> Tensor:
+        """The current scores [B, k] of given passages of each question; -inf where an id is -1."""
+        queries = None if self.settings.mode == "lexical" else self.encoder.forward(questions)
+        lexical = self.index.lexical_scores(questions, ids.numpy(), self.settings.mode)
+        return self._scores(queries, ids, torch.from_numpy(lexical))
+
     def over(self, questions: Sequence[str], ids: Tensor, offsets: Tensor | None = None) -> Retrieval:
         """Given passages [B, k] of each question with their current scores, `offsets` [B, k] added to log p(z|x)."""
         with torch.autocast(self._device.type, enabled=False):
-            queries = None if self.settings.mode == "lexical" else self.encoder.forward(questions)
             if self.settings.prior == "corpus":
+                queries = None if self.settings.mode == "lexical" else self.encoder.forward(questions)
                 over_all = self.corpus_scores(queries, questions)
                 chosen = ids.to(self._device)
                 scores, prior = over_all.gather(1, chosen), log_prior(over_all).gather(1, chosen)
             else:
-                lexical = self.index.lexical_scores(questions, ids.numpy(), self.settings.mode)
-                scores = self._scores(queries, ids, torch.from_numpy(lexical))
+                scores = self.scores_of(questions, ids)
                 prior = log_prior(scores)
         if offsets is not None:
             moved = prior + offsets.to(self._device)

@@ -20,7 +20,7 @@ from ragx.stages.models import compute_device, compute_dtype, open_model, tuned_
 from ragx.stages.questions import fitting, hold_out, training_data, training_policy
 from ragx.stages.synthetic import synthetic_questions
 from ragx.stages.tuned import draw_curves, write_index, write_model
-from ragx.stages.warmup import lesson, warm_up_retriever
+from ragx.stages.warmup import choose_reading, lesson, warm_up_retriever
 
 if TYPE_CHECKING:
     from ragx.rag.generator import Generator
@@ -52,6 +52,7 @@ def finetune(
     from ragx.training.crossfit import open_hits
     from ragx.training.loop import train
     from ragx.training.processes import Processes
+    from ragx.training.reading import open_right
 
     started = time.monotonic()
     processes = Processes(compute_device(config))
@@ -86,11 +87,15 @@ def finetune(
             write_text(config.run_dir / "config.yaml", dump_config(config))
             if not going_on:
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-                warm_up_retriever(config, model, examples, dev, policy.folds, progress)
+                supervised = warm_up_retriever(config, model, examples, dev, policy.folds, progress)
+                if settings.reading_epochs:
+                    choose_reading(config, model, examples, supervised)
         processes.wait()
-        hits = open_hits(folder / "checkpoints" / "hits")
+        hits, right = open_hits(folder / "checkpoints" / "hits"), open_right(folder / "checkpoints" / "right")
         where = {"plan": plan["fingerprint"], "resume": going_on}
-        position = train(model, examples, dev, settings, folder, processes, progress=progress, hits=hits, **where)
+        position = train(
+            model, examples, dev, settings, folder, processes, progress=progress, hits=hits, right=right, **where
+        )
         seconds = time.monotonic() - started
         index_seconds = 0.0
         if processes.is_first:
@@ -156,6 +161,7 @@ def _train_settings(config: Config, policy: Policy) -> TrainSettings:
     values = {name: getattr(section, name) for name in shared}
     values |= {
         "epochs": policy.epochs,
+        "reading_epochs": policy.reading_epochs,
         "top_k": top_k,
         "micro_batch_size": micro,
         "seed": config.seed,
@@ -209,13 +215,15 @@ def _plan(
     if model.retriever.passage_side is not None:
         side = "question and passage encoder, which are one" if config.ties_encoders else "question encoder, "
         side += "" if config.ties_encoders else f"{passages / 1e6:.1f}M of the passage encoder"
-    steps = settings.steps(len(examples))
+    steps, reading = settings.steps(len(examples)), settings.reading_steps(len(examples))
+    after = f", after {reading} on one right passage each" if reading else ""
     of_them = f" ({synthetic} of them synthetic, written from the corpus)" if synthetic else ""
     text = (
         f"training {encoder / 1e6:.1f}M weights of the {side}, {generator / 1e6:.1f}M of the generator's "
         f"{model.generator.parameters_count / 1e6:.1f}M, and the prior's temperature and lexical weight, on "
-        f"{len(examples)} questions{of_them} with {settings.top_k} passages each: {settings.epochs} epochs, {steps} "
-        f"steps of {settings.batch_size} questions in {str(settings.dtype).removeprefix('torch.')}, "
+        f"{len(examples)} questions{of_them} with {settings.top_k} passages each: {settings.epochs} epochs, "
+        f"{steps - reading} steps of {settings.batch_size} questions in "
+        f"{str(settings.dtype).removeprefix('torch.')}{after}, "
         f"{len(dev)} dev questions after each epoch"
     )
     index = model.retriever.index

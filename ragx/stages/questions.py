@@ -46,6 +46,7 @@ def training_policy(config: Config, questions: int, *, has_dev: bool) -> Policy:
         questions,
         has_dev=has_dev,
         batch_size=section.batch_size,
+        reading_epochs=section.reading_epochs if "generator" in section.train else 0,
         epochs=section.epochs,
         dev_share=section.dev_share,
         cross_fit=section.cross_fit,

@@ -27,24 +27,25 @@ def warm_up_retriever(
     dev: Sequence[Example],
     folds: int,
     progress: Progress,
-) -> None:
+) -> list[Supervised] | None:
     """Train the retriever alone first, where there is something to learn from; before, on `folds` of the questions,
-    which gives their hits in training, and the number of epochs where there is no dev set."""
+    which gives their hits in training, and the number of epochs where there is no dev set. Returns what it learned
+    from, None where no warm-up is wanted."""
     from ragx.training.crossfit import cross_fit, hits_of, save_hits
     from ragx.training.warmup import warm_up
 
     found = lesson(config, model, examples, dev)
     if found is None:
-        return
+        return None
     train, held_out, settings = found
     if not train:
         log.warning("no retriever warm-up: no training question has gold documents or an answer found in a passage")
-        return
+        return train
     against = "all passages" if model.retriever.passage_side is None else "each other's passages and mined ones"
     log.info("retriever warm-up on %d of %d questions against %s", len(train), len(examples), against)
     if not folds:
         warm_up(model.retriever, train, held_out, settings, progress)
-        return
+        return train
     width = config.finetune.top_k or config.retrieval.top_k
     if config.finetune.distractors:
         width = min(max(width, config.retrieval.candidates), model.retriever.index.passages_count)
@@ -54,6 +55,20 @@ def warm_up_retriever(
     warm_up(model.retriever, train, held_out, settings, progress)
     hits = hits_of(model.retriever, examples, ids, log_prior)
     save_hits(config.run_dir / "training" / "checkpoints" / "hits", hits)
+    return train
+
+
+def choose_reading(
+    config: Config, model: RagModel, examples: Sequence[Example], supervised: list[Supervised] | None
+) -> None:
+    """Find the passages that the generator reads in its first epochs, now that the retriever is warmed up."""
+    from ragx.training.reading import right_passages, save_right
+    from ragx.training.warmup import supervise
+
+    if supervised is None:
+        supervised = supervise(examples, model.retriever.index.all_passages())
+    found = right_passages(model.retriever, examples, supervised)
+    save_right(config.run_dir / "training" / "checkpoints" / "right", found)
 
 
 def lesson(

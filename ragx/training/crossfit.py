@@ -19,6 +19,7 @@ from torch import Tensor
 from ragx.artifacts import new_folder, read_manifest
 from ragx.rag.retriever import Retrieval, Retriever
 from ragx.records import Example, Progress
+from ragx.training.reading import alone
 from ragx.training.warmup import Supervised, WarmupSettings, snapshot, warm_up
 
 log = logging.getLogger(__name__)
@@ -112,9 +113,17 @@ def open_hits(folder: Path) -> Hits | None:
 class TrainingRetrieval:
     """What training questions are answered from: the retriever's own hits, or cross-fitted ones, and distractors."""
 
-    def __init__(self, examples: Sequence[Example], hits: Hits | None, distractors: int, seed: int) -> None:
+    def __init__(
+        self, examples: Sequence[Example], hits: Hits | None, right: Tensor | None, distractors: int, seed: int
+    ) -> None:
         self._rows = {example.id: row for row, example in enumerate(examples)}
+        self._right = right
         self._hits, self._distractors, self._seed = hits, distractors, seed
+
+    def right(self, retriever: Retriever, part: Sequence[Example]) -> Retrieval:
+        """The one right passage of each question."""
+        assert self._right is not None
+        return alone(retriever, self._right[[self._rows[example.id] for example in part]])
 
     def retrieve(self, retriever: Retriever, part: Sequence[Example], k: int, step: int) -> Retrieval:
         """K passages of each question. Of these the last `distractors` are drawn, by seed, step and question, from all

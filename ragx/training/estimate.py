@@ -4,6 +4,7 @@ How many passages the generator is differentiated on depends on a posterior that
 untrained; where a warm-up comes first, it is taken to leave at most `KEPT_AFTER_WARMUP` of them.
 """
 
+import dataclasses
 import resource
 import sys
 import time
@@ -61,15 +62,25 @@ def estimate(
     likely = min(share, KEPT_AFTER_WARMUP) if warm_up else share
     prunes = settings.posterior_mass < 1 and likely < PRUNE_BELOW
     passes = scored + (two - scored) * likely / share if prunes else one
-    steps, looks = settings.steps(len(examples)), settings.evaluations(len(examples)) if dev else 0
+    read, looks = settings.reading_steps(len(examples)), settings.evaluations(len(examples)) if dev else 0
+    joint = settings.steps(len(examples)) - read
+    a_read = _reading_seconds(model, examples, settings, processes) if read else 0.0
     shown = dev[: settings.sample_answers]
     return Estimate(
         warm_up=0.0 if warm_up is None else _warm_up_seconds(model, *warm_up),
-        steps=steps * passes * len(batch) / len(sample) / processes,
+        steps=(joint * passes * len(batch) / len(sample) + read * a_read) / processes,
         evaluations=looks * (scored * len(dev) / len(sample) / processes + (_answering(model, shown, settings))),
         memory=_peak(model) + 8 * sum(p.numel() for p in model.parameters() if p.requires_grad),
-        refreshes=_refresh_seconds(model, examples, dev, settings, steps, processes),
+        refreshes=_refresh_seconds(model, examples, dev, settings, joint, processes),
     )
+
+
+def _reading_seconds(model: RagModel, examples: Sequence[Example], settings: TrainSettings, processes: int) -> float:
+    """Seconds of a step on one passage a question, here the first hit of each."""
+    batch = batch_of(examples, settings, 0, 0)
+    part = max(cut(len(batch), settings.top_k * settings.micro_batch_size, processes), key=len)
+    sample, alone = batch[part.start : part.stop], dataclasses.replace(settings, top_k=1)
+    return _seconds(lambda: _training_pass(model, sample, alone)) * len(batch) / len(sample)
 
 
 def _training_pass(model: RagModel, sample: Sequence[Example], settings: TrainSettings) -> None:

@@ -63,10 +63,18 @@ class TrainSettings:
     answers: str = "first"
     refresh_steps: int = 20
     refresh_cosine: float = 0.9
+    reading_epochs: int = 0
 
     def steps(self, questions: int) -> int:
         """Optimizer steps of the whole training."""
-        steps = self.epochs * self.steps_per_epoch(questions)
+        return self.reading_steps(questions) + self._bounded(self.epochs, questions)
+
+    def reading_steps(self, questions: int) -> int:
+        """Optimizer steps on one right passage a question, before the joint ones."""
+        return self._bounded(self.reading_epochs, questions)
+
+    def _bounded(self, epochs: int, questions: int) -> int:
+        steps = epochs * self.steps_per_epoch(questions)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def steps_per_epoch(self, questions: int) -> int:
@@ -90,10 +98,12 @@ def train(
     resume: bool,
     progress: Progress,
     hits: Hits | None = None,
+    right: Tensor | None = None,
 ) -> Position:
     """Train `model` in place and leave it at its best dev NLL (at the end, where there is no dev set).
 
-    Training questions are answered from `hits`, where they are given, else from what the retriever finds.
+    Training questions are answered from `hits`, where they are given, else from what the retriever finds; in the first
+    `reading_epochs` from the passages `right` [N, 1] alone.
 
     Checkpoints go to `folder`/checkpoints, one line a step to `folder`/metrics.jsonl, sample answers to
     `folder`/samples.jsonl. A collapse (`watch.alarm`) brings back the best weights.
@@ -101,7 +111,7 @@ def train(
     Raises:
         RagxError: the loss is not finite and no rollback is left; the last checkpoint stays as it was.
     """
-    joint = _Joint(model, examples, dev, settings, folder, plan, processes, hits)
+    joint = _Joint(model, examples, dev, settings, folder, plan, processes, hits, right)
     joint.begin(resume)
     total, first, started = joint.total, joint.position.step, time.monotonic()
     while joint.position.step < total and joint.position.bad_epochs < settings.patience:
@@ -112,7 +122,7 @@ def train(
         if done == first + 1:
             seconds = time.monotonic() - started
             log.info("a step takes %.1f s: about %.0f min to the end", seconds, joint.left(seconds) / 60)
-        if joint.trains_passages and done % settings.refresh_steps == 0 and done < total:
+        if joint.trains_passages and not joint.reads and done % settings.refresh_steps == 0 and done < total:
             joint.refresh(joint.coming_questions(), settings.refresh_cosine)
         if joint.at_end_of_epoch or done % settings.checkpoint_steps == 0:
             joint.look()
@@ -136,11 +146,12 @@ class _Joint:
         plan: str,
         processes: Processes,
         hits: Hits | None,
+        right: Tensor | None,
     ) -> None:
         self.model, self.examples, self.dev, self.settings = model, examples, dev, settings
         self.folder, self.plan, self.processes = folder, plan, processes
-        self.total = settings.steps(len(examples))
-        self.retrieval = TrainingRetrieval(examples, hits, settings.distractors, settings.seed)
+        self.reading_steps, self.total = settings.reading_steps(len(examples)), settings.steps(len(examples))
+        self.retrieval = TrainingRetrieval(examples, hits, right, settings.distractors, settings.seed)
         self.optimizer, self.schedule = optimizer_of(model, settings, self.total)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.position = Position()
@@ -157,6 +168,11 @@ class _Joint:
             self.position.step % self.settings.steps_per_epoch(len(self.examples)) == 0
             or self.position.step == self.total
         )
+
+    @property
+    def reads(self) -> bool:
+        """Whether the next step is one on right passages alone."""
+        return self.position.step < self.reading_steps
 
     @property
     def trains_passages(self) -> bool:
@@ -207,30 +223,40 @@ class _Joint:
         self.optimizer.step()
         self.schedule.step()
         monitor = watch.monitor_of(table)
-        self.model.kept_share = monitor.kept
-        self.position = dataclasses.replace(self.position, step=step, kept_share=monitor.kept)
-        self._recent.append(monitor)
+        if not self.reads:
+            self.model.kept_share = monitor.kept
+            self._recent.append(monitor)
+        self.position = dataclasses.replace(self.position, step=step, kept_share=self.model.kept_share)
         self._record("train", monitor)
         return monitor
 
     def _gradients(self, batch: Sequence[Example]) -> Tensor:
         """Gradients of the mean over the batch of -log p(y|x), equal in all processes; returns `watch.rows_of` it."""
         torch.manual_seed(self.settings.seed * 1_000_003 + self.position.step + 1)
-        parts = self.processes.share(cut(len(batch), self.settings.micro_batch_size, self.processes.count))
+        width = 1 if self.reads else self.settings.top_k
+        more = self.settings.top_k // width
+        parts = self.processes.share(cut(len(batch), more * self.settings.micro_batch_size, self.processes.count))
         computed: list[tuple[range, Tensor]] | None = None
         while computed is None:
             self.optimizer.zero_grad()
             try:
-                computed = [self._backward(batch, piece) for part in parts for piece in _pieces(part, self._at_once)]
+                computed = [
+                    self._backward(batch, piece) for part in parts for piece in _pieces(part, more * self._at_once)
+                ]
             except (MemoryError, torch.OutOfMemoryError) as error:
                 self._at_once = _fewer(self._at_once, error)
-        table = self.processes.table(len(batch), watch.FIXED_COLUMNS + self.settings.top_k, computed)
+        table = self.processes.table(len(batch), watch.FIXED_COLUMNS + width, computed)
         self.processes.sum_gradients(self.parameters)
         return table
 
     def _backward(self, batch: Sequence[Example], rows: range) -> tuple[range, Tensor]:
         part = batch[rows.start : rows.stop]
-        retrieval = self.retrieval.retrieve(self.model.retriever, part, self.settings.top_k, self.position.step)
+        retriever, step = self.model.retriever, self.position.step
+        retrieval = (
+            self.retrieval.right(retriever, part)
+            if self.reads
+            else self.retrieval.retrieve(retriever, part, self.settings.top_k, step)
+        )
         loss = forward(self.model, part, self.settings, retrieval)
         objective = loss.nll + self.settings.distillation * loss.distillation
         torch.autograd.backward(objective.sum() / len(batch))
@@ -304,7 +330,8 @@ class _Joint:
         if problem is not None:
             return f"dev: {problem}"
         if self.position.best_nll is not None and monitor.nll_per_token >= self.position.best_nll:
-            self.position = dataclasses.replace(self.position, bad_epochs=self.position.bad_epochs + 1)
+            joint = self.position.step > self.reading_steps  # what comes after reading may mend what it spoilt
+            self.position = dataclasses.replace(self.position, bad_epochs=self.position.bad_epochs + joint)
         else:
             now, nll = self.position, monitor.nll_per_token
             self.position = dataclasses.replace(now, best_nll=nll, best_step=now.step, bad_epochs=0)

@@ -13,6 +13,8 @@ from typing import Literal
 FEW = 300
 """Questions below which only question side and LoRA are trained."""
 EPOCHS, LEAST_STEPS, MOST_EPOCHS = 3, 30, 10
+READING_EPOCHS = 2
+"""Epochs on one right passage a question before the joint ones: each costs a third of a joint one."""
 HELD_OUT, MOST_HELD_OUT = 0.15, 200
 ENOUGH = 40
 """Questions below which none are held out: what they say could not be told from chance."""
@@ -20,8 +22,10 @@ ENOUGH = 40
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Epochs at most, questions held out as a dev set, folds of the warm-up (0: none), whether questions are few."""
+    """Epochs of reading and joint epochs at most, questions held out as a dev set, folds of the warm-up (0: none),
+    whether questions are few."""
 
+    reading_epochs: int
     epochs: int
     held_out: int
     folds: int
@@ -34,6 +38,7 @@ def choose(
     *,
     has_dev: bool,
     batch_size: int,
+    reading_epochs: Literal["auto"] | int,
     epochs: Literal["auto"] | int,
     dev_share: Literal["auto"] | float,
     cross_fit: int,
@@ -43,11 +48,13 @@ def choose(
     held_out = 0 if has_dev else min(MOST_HELD_OUT, round(share * questions))
     steps = math.ceil((questions - held_out) / batch_size)
     chosen = min(MOST_EPOCHS, max(EPOCHS, math.ceil(LEAST_STEPS / max(1, steps)))) if epochs == "auto" else epochs
+    reading = READING_EPOCHS if reading_epochs == "auto" else reading_epochs
     folds = min(cross_fit, questions - held_out)
     few = questions < FEW
     parts = [
         f"{questions} training questions{' are few: question side and LoRA only' if few else ''}",
-        f"at most {chosen} epochs",
+        f"{reading} epochs on one right passage each" if reading else "",
+        f"at most {chosen} joint epochs",
         "the dev set says when to stop"
         if has_dev
         else f"{held_out} of them held out to say when to stop, as there is no data.dev"
@@ -55,4 +62,4 @@ def choose(
         else "no data.dev and none held out: training runs to its end and keeps the last weights",
         f"their passages from a warm-up on {folds} folds" if folds else "",
     ]
-    return Policy(chosen, held_out, folds, few, "; ".join(part for part in parts if part))
+    return Policy(reading, chosen, held_out, folds, few, "; ".join(part for part in parts if part))

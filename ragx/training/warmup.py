@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ragx.corpus.answers import normalise_answer
+from ragx.corpus.search import Finder
 from ragx.rag.retriever import Retriever
 from ragx.records import Example, Passage, Progress
 
@@ -56,20 +56,24 @@ def supervise(examples: Sequence[Example], passages: Sequence[Passage], *, neutr
     """The right passages of each question: those of its gold documents that hold an answer, else all of theirs; with
     no gold documents, all passages that hold an answer. Questions without any are left out. `neutral` ones are found
     where wanted."""
-    texts = [f" {normalise_answer(passage.text)} " for passage in passages]
+    finder = Finder((row, answer) for row, example in enumerate(examples) for answer in example.answers)
+    right: list[list[int]] = [[] for _ in examples]
+    held: list[list[int]] = [[] for _ in examples]
     by_document: dict[str, list[int]] = {}
     for passage in passages:
         by_document.setdefault(passage.document_id, []).append(passage.number)
+        for row in finder.within(passage.text):
+            gold_documents = examples[row].doc_ids
+            if not gold_documents or passage.document_id in gold_documents:
+                right[row].append(passage.number)
+            if neutral:
+                held[row].append(passage.number)
     found = []
-    for example in examples:
-        answers = [f" {answer} " for answer in map(normalise_answer, example.answers) if answer]
+    for row, example in enumerate(examples):
         gold = [number for document in example.doc_ids for number in by_document.get(document, [])]
-        pool = gold if example.doc_ids else range(len(passages))
-        holding = [number for number in pool if any(answer in texts[number] for answer in answers)]
-        positives = holding or gold
-        if positives:
-            held = [n for n in range(len(texts)) if any(answer in texts[n] for answer in answers)] if neutral else []
-            found.append(Supervised(example, tuple(positives), frozenset([*gold, *held]) if neutral else frozenset()))
+        if positives := right[row] or gold:
+            beside = frozenset([*gold, *held[row]]) if neutral else frozenset()
+            found.append(Supervised(example, tuple(positives), beside))
     return found
 
 

@@ -50,7 +50,14 @@ def two_runs(path, tmp_path):
     return configs
 
 
-OPTIONS = {"posterior_mass": 0.9, "cross_fit": 2, "distractors": 1, "distillation": 0.5, "answers": "drawn"}
+OPTIONS = {
+    "posterior_mass": 0.9,
+    "reading_epochs": 1,
+    "cross_fit": 2,
+    "distractors": 1,
+    "distillation": 0.5,
+    "answers": "drawn",
+}
 
 
 @pytest.mark.parametrize(
@@ -63,11 +70,12 @@ def test_losses_of_one_process(kind, options, count, tiny_config, tmp_path, ragx
     finetune(one)
     done = ragx("finetune", "-c", path, "--set", f"output_dir={tmp_path / 'two'}", "--json", processes=count)
     (printed,) = done.stdout.splitlines()
-    assert json.loads(printed)["steps"] == 6
+    epochs = TRAINING["epochs"] + options.get("reading_epochs", 0)
+    assert json.loads(printed)["steps"] == 3 * epochs
     assert f"by {count} processes" in done.stderr
     assert done.stderr.count("training 0.0M weights") == 1
     assert_same_figures(lines_of(two.run_dir), lines_of(one.run_dir))
-    assert [line["questions"] for line in lines_of(one.run_dir) if line["split"] == "train"] == [5, 5, 2] * 2
+    assert [line["questions"] for line in lines_of(one.run_dir) if line["split"] == "train"] == [5, 5, 2] * epochs
     written = [{p.relative_to(c.run_dir).as_posix() for p in c.run_dir.glob("[mt]*/**/*")} for c in (one, two)]
     assert written[0] == written[1]
 

@@ -14,7 +14,8 @@ from ragx.records import Example
 from ragx.stages.models import open_model
 from ragx.training import crossfit, loop
 from ragx.training.loop import with_drawn_answer
-from ragx.training.warmup import WarmupSettings, snapshot, supervise
+from ragx.training.reading import right_passages
+from ragx.training.warmup import Supervised, WarmupSettings, snapshot, supervise
 
 QUICK = {"epochs": 2, "batch_size": 4, "checkpoint_steps": 1, "learning_rate": 1e-3, "warmup_epochs": 2}
 
@@ -124,8 +125,49 @@ def test_training_starts_from_the_prior_of_the_folds(training, read_metrics, mon
     assert read_metrics(config.run_dir)[0]["p_gold"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_in_the_first_epochs_each_question_is_read_with_its_right_passage_alone(training, read_metrics, monkeypatch):
+    read, own = {}, crossfit.alone
+    monkeypatch.setattr(crossfit, "alone", lambda r, given: read.setdefault(len(read), (snapshot(r), own(r, given)))[1])
+    config, done, _ = training("reading", reading_epochs=1)
+    assert done["steps"] == 9 and len(read) >= 3
+    start = read[0][0]
+    for weights, retrieval in read.values():
+        assert all(torch.equal(value, start[name]) for name, value in weights.items())  # the retriever waits
+        assert all(len(row) == 1 for row in retrieval.passages) and (retrieval.log_prior == 0).all()
+    train = read_metrics(config.run_dir)
+    assert all(line["p_gold"] == 1.0 and line["kept"] == 1.0 for line in train[:3])
+    assert any(line["p_gold"] < 1.0 for line in train[3:])
+
+
+def test_max_steps_ends_either_phase(training, read_metrics):
+    config, done, log = training("bounded", reading_epochs="auto", max_steps=2)
+    assert done["steps"] == 4
+    assert [line["p_gold"] == 1.0 for line in read_metrics(config.run_dir)] == [True, True, False, False]
+    assert any("2 steps of 4 questions in float32, after 2 on one right passage each" in line for line in log)
+
+
+def test_the_passage_to_read_is_the_likeliest_of_the_right_ones(tiny_config):
+    config = load_config(tiny_config("causal"))
+    build_index(config)
+    retriever = open_model(config, "base").retriever
+    examples = read_examples(config.data.train)
+    numbers = range(retriever.index.passages_count)
+    found = right_passages(retriever, examples, [Supervised(examples[0], tuple(numbers)[2:])])
+    for row, example in enumerate(examples):
+        scores = retriever.scores_of([example.question], torch.tensor([list(numbers)]))[0]
+        wanted = 2 + int(scores[2:].argmax()) if row == 0 else int(scores.argmax())
+        assert found[row].tolist() == [wanted]
+
+
 def test_a_stopped_training_goes_on_with_the_same_passages(training, monkeypatch):
-    options = {"cross_fit": 2, "distractors": 1, "answers": "drawn", "distillation": 0.5, "label_smoothing": 0.1}
+    options = {
+        "reading_epochs": 1,
+        "cross_fit": 2,
+        "distractors": 1,
+        "answers": "drawn",
+        "distillation": 0.5,
+        "label_smoothing": 0.1,
+    }
     whole, *_ = training("whole", **options)
     own = loop.batch_of
 
@@ -159,8 +201,8 @@ def test_distractors_are_drawn_beyond_the_first_passages(tiny_config):
     build_index(config)
     retriever = open_model(config, "base").retriever
     examples = [Example(f"q{n}", question, ("x",)) for n, question in enumerate(["Who lights it?", "What is dug?"])]
-    plain = crossfit.TrainingRetrieval(examples, None, 0, 1).retrieve(retriever, examples, 3, 0)
-    lesson, deep = crossfit.TrainingRetrieval(examples, None, 2, 1), retriever([e.question for e in examples], 10)
+    plain = crossfit.TrainingRetrieval(examples, None, None, 0, 1).retrieve(retriever, examples, 3, 0)
+    lesson, deep = crossfit.TrainingRetrieval(examples, None, None, 2, 1), retriever([e.question for e in examples], 10)
     steps = [lesson.retrieve(retriever, examples, 3, step) for step in (0, 1, 0)]
     assert steps[0].passages == steps[2].passages != steps[1].passages
     for found in steps:

@@ -40,7 +40,7 @@ def settings(micro_batch_size, posterior_mass):
 
 def gradients(model, batch, micro, folder):
     """What the loop leaves before the optimizer's step: gradients by name, and the monitor of the batch."""
-    joint = _Joint(model, batch, [], settings(micro, 1.0), folder, "", Processes("cpu"), None)
+    joint = _Joint(model, batch, [], settings(micro, 1.0), folder, "", Processes("cpu"), None, None)
     monitor = watch.monitor_of(joint._gradients(batch))
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, monitor
 

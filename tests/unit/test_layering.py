@@ -13,7 +13,7 @@ import ragx
 ROOT = Path(ragx.__file__).parent
 ORDER = """
 errors records config.strict_yaml config.schema config artifacts models
-corpus corpus.answers corpus.streams corpus.files corpus.markdown corpus.tables
+corpus corpus.answers corpus.search corpus.streams corpus.files corpus.markdown corpus.tables
 corpus.parsers corpus.parsers.serve corpus.parsers.pdf corpus.parsers.html corpus.parsers.docx corpus.parsers.parquet
 corpus.sandbox corpus.readers corpus.passages corpus.duplicates corpus.questions
 index index.encoder index.compiled index.vectors index.kinds index.words index.bm25 index.tfidf index.lexical
@@ -21,8 +21,8 @@ index.passages index.shards index.build index.estimate index.cluster index.store
 rag rag.marginal rag.retriever
 rag.prompts rag.lengths rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.beams rag.decoding
 rag.model rag.interop training training.processes training.watch training.checkpoints training.policy
-training.synthetic training.warmup training.refresh training.crossfit training.loop training.estimate
-training.curves training.card evaluation evaluation.text evaluation.search evaluation.statistic
+training.synthetic training.warmup training.refresh training.reading training.crossfit training.loop training.estimate
+training.curves training.card evaluation evaluation.text evaluation.statistic
 evaluation.matching evaluation.overlap evaluation.ranking evaluation.calibration evaluation.metrics
 evaluation.significance evaluation.gates evaluation.predictions evaluation.survey evaluation.cache
 evaluation.why evaluation.predict evaluation.report evaluation.seeds evaluation.plots evaluation.as_json
@@ -49,7 +49,7 @@ HOMES = {
     "datasets": ("index.hf_dataset",),
     "peft": ("rag.generator", "rag.generators"),
     "accelerate": ("training.",),
-    "ahocorasick_rs": ("evaluation.search",),
+    "ahocorasick_rs": ("corpus.search",),
     "ir_measures": ("evaluation.ranking",),
     "rouge_score": ("evaluation.overlap",),
     "sacrebleu": ("evaluation.overlap",),

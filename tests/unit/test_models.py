@@ -164,5 +164,14 @@ def test_fingerprint_is_of_weights_and_tokenizer_not_of_prose(tmp_path):
     before = model_fingerprint(tmp_path)
     (tmp_path / "README.md").write_text("words")
     assert model_fingerprint(tmp_path) == before
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps({"transformers_version": "5.23.0", "layers": 2}))
+    elsewhere = model_fingerprint(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"created": "later"}')
+    (tmp_path / "config.json").write_text(json.dumps({"transformers_version": "5.24.1", "layers": 2}))
+    assert model_fingerprint(tmp_path) == elsewhere
+    (tmp_path / "config.json").write_text(json.dumps({"transformers_version": "5.24.1", "layers": 3}))
+    assert model_fingerprint(tmp_path) != elsewhere
+    (tmp_path / "config.json").write_text(json.dumps({}))
     (tmp_path / "model.safetensors").write_bytes(b"2")
     assert model_fingerprint(tmp_path) != before

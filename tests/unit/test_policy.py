@@ -4,7 +4,14 @@ import pytest
 
 from ragx.training.policy import choose
 
-AUTO = {"has_dev": False, "batch_size": 16, "epochs": "auto", "dev_share": "auto", "cross_fit": 0}
+AUTO = {
+    "has_dev": False,
+    "batch_size": 16,
+    "reading_epochs": "auto",
+    "epochs": "auto",
+    "dev_share": "auto",
+    "cross_fit": 0,
+}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +38,9 @@ def test_policy(questions, changed, expected):
 def test_the_line_says_what_was_chosen_and_why():
     text = choose(100, **{**AUTO, "cross_fit": 4}).text
     assert "\n" not in text
-    for part in ("100 training questions are few", "LoRA", "at most 5 epochs", "15 of them held out", "4 folds"):
+    for part in ("100 training questions are few", "LoRA", "15 of them held out", "4 folds"):
         assert part in text
+    assert "2 epochs on one right passage each; at most 5 joint epochs" in text
+    assert "right passage" not in choose(100, **{**AUTO, "reading_epochs": 0}).text
     assert "none held out" in choose(12, **AUTO).text
     assert "the dev set says" in choose(1000, **{**AUTO, "has_dev": True}).text

@@ -5,8 +5,7 @@ from typing import Generic, TypeVar
 
 from ahocorasick_rs import AhoCorasick
 
-from ragx.corpus.answers import normalise_answer
-from ragx.evaluation.text import unspaced
+from ragx.corpus.answers import normalise_answer, unspaced
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -1,0 +1,64 @@
+"""The first epochs of a training, in which the generator alone learns to read: each question with one right passage.
+
+A step on one passage costs a fraction of one on K. Here the generator learns what answers of the domain are like; the
+joint epochs then teach it to tell passages apart, and the retriever which of them it can read.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ragx.artifacts import new_folder, read_manifest
+from ragx.rag.retriever import Retrieval, Retriever
+from ragx.records import Example
+from ragx.training.warmup import Supervised
+
+KIND = "ragx passages to read"
+AT_ONCE = 64
+"""Questions retrieved at once."""
+
+
+@torch.no_grad()
+def right_passages(retriever: Retriever, examples: Sequence[Example], supervised: Sequence[Supervised]) -> Tensor:
+    """Numbers [N, 1] of the passage each question is read with: that of its right ones which the retriever finds
+    likeliest, or its first hit where none is known to be right."""
+    positives = {item.example.id: item.positives for item in supervised}
+    found = []
+    for start in range(0, len(examples), AT_ONCE):
+        part = examples[start : start + AT_ONCE]
+        questions = [example.question for example in part]
+        first = retriever(questions, 1).passages
+        known = [positives.get(example.id, (row[0].number,)) for example, row in zip(part, first, strict=True)]
+        widest = max(map(len, known))
+        ids = torch.tensor([[*row, *[-1] * (widest - len(row))] for row in known])
+        best = retriever.scores_of(questions, ids).argmax(-1, keepdim=True).cpu()
+        found.append(ids.gather(1, best))
+    return torch.cat(found)
+
+
+def alone(retriever: Retriever, passages: Tensor) -> Retrieval:
+    """The retrieval of one given passage a question, numbers [B, 1]: all of the prior is on it."""
+    found = retriever.index.passages(passages.reshape(-1).tolist())
+    zeros = torch.zeros(passages.shape, device=retriever.prior.log_temperature.device)
+    return Retrieval([[found[number] for number in row] for row in passages.tolist()], zeros, zeros)
+
+
+def save_right(folder: Path, passages: Tensor) -> None:
+    """Write the numbers as a sealed folder."""
+    with new_folder(folder, KIND) as beside:
+        save_file({"passages": passages}, beside / "right.safetensors")
+
+
+def open_right(folder: Path) -> Tensor | None:
+    """The numbers of a folder, None where there is none.
+
+    Raises:
+        ArtifactError: they are damaged.
+    """
+    if not folder.exists():
+        return None
+    read_manifest(folder, KIND, "ragx finetune without --resume")
+    return load_file(folder / "right.safetensors")["passages"]
