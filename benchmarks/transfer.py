@@ -17,8 +17,8 @@ rag        the recipe of transformers' RAG scripts: joint, dense only, raw inner
            mass, all weights of the generator, one learning rate of 3e-5, batches of 8, gradients clipped at 0.1.
            Not theirs: 500 steps of warm-up (a tenth of the steps here), label smoothing, dropout
 corpus     no questions: `finetune.synthetic` ones from the corpus, without a dev set and with one
-ablations  ragx without warm-up, without reading, on dense retrieval alone, and the warm-up alone before the untouched
-           generator
+ablations  ragx without warm-up, without reading, with fixed passage vectors, on dense retrieval alone, and the
+           warm-up of the question encoder alone before the untouched generator
 
 Training questions are drawn from the set's by the seed, the same for every row; with `--no-gold` they and the dev
 questions name no documents (the set's name then ends in `-nogold`), so that a passage is right where it holds an
@@ -61,7 +61,7 @@ from ragx.rag.generators import add_lora
 from ragx.rag.retriever import Retriever, starting_prior
 from ragx.records import Example, Report
 from ragx.stages.models import MODEL_KIND, compute_dtype, open_index, open_model, passage_encoder, pretrained_folders
-from ragx.training.policy import choose
+from ragx.stages.questions import training_policy
 
 ALL = "all"
 PASSES = 3
@@ -77,6 +77,7 @@ RAG_RECIPE = (
     "rag.marginal=sequence",
     "finetune.warmup_epochs=0",
     "finetune.reading_epochs=0",
+    "finetune.train=[question_encoder, generator]",
     "finetune.posterior_mass=1.0",
     "finetune.lora=false",
     "finetune.learning_rate=3e-5",
@@ -90,6 +91,7 @@ RAG_RECIPE = (
 ABLATIONS = {
     "ragx, no warm-up": ("finetune.warmup_epochs=0",),
     "ragx, no reading": ("finetune.reading_epochs=0",),
+    "ragx, question side": ("finetune.train=[question_encoder, generator]",),
     "ragx, dense": ("retrieval.mode=dense",),
     "warm-up alone": (
         "finetune.train=[question_encoder]",
@@ -272,15 +274,7 @@ def _tunings(config: Config, questions: int) -> tuple[Tuning, Tuning]:
         seed=config.seed,
         dtype=dtype,
     )
-    chosen = choose(
-        questions,
-        has_dev=True,
-        batch_size=section.batch_size,
-        reading_epochs=section.reading_epochs,
-        epochs=section.epochs,
-        dev_share=0.0,
-        cross_fit=0,
-    )
+    chosen = training_policy(config, questions, has_dev=True, passages=open_index(config).passages_count)
     reading, joint = (
         min(epochs * math.ceil(questions / section.batch_size), section.max_steps or sys.maxsize)
         for epochs in (chosen.reading_epochs, chosen.epochs)

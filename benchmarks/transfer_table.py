@@ -28,6 +28,7 @@ NAMES = (
     "ragx, dense",
     "ragx, no warm-up",
     "ragx, no reading",
+    "ragx, question side",
     OURS,
 )
 NONE = "0"

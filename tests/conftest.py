@@ -319,6 +319,7 @@ def tiny_config(tmp_path, tiny_corpus, tiny_models):
                 "batch_size": 4,
                 "warmup_epochs": 1,
                 "reading_epochs": 0,
+                "train": ["question_encoder", "generator"],
                 "checkpoint_steps": 2,
                 "lora": lora,
             },

@@ -215,20 +215,21 @@ class Lora(Section):
     alpha: Positive = 32
 
 
+Part = Literal["question_encoder", "passage_encoder", "generator"]
+
+
 class Finetune(Section):
     """Training of question encoder and generator on the marginal likelihood, on the training questions and on as many
     `synthetic` ones, written from the corpus; their answers must be reproduced with `synthetic_f1`. In the first
     `reading_epochs` the generator alone learns, from one right passage a question. `max_steps` ends either phase early.
 
+    `train: auto` is question encoder and generator, and the passage encoder where the corpus is small enough for it.
     With `passage_encoder` in `train`, both encoders are one where `tie_encoders` (auto: where they are one model); the
     vectors that the next questions choose between are made anew every `refresh_steps` optimizer steps, and all of them
     once the mean cosine of a sample to its vectors in use falls below `refresh_cosine`.
     """
 
-    train: Annotated[tuple[Literal["question_encoder", "passage_encoder", "generator"], ...], Field(min_length=1)] = (
-        "question_encoder",
-        "generator",
-    )
+    train: Literal["auto"] | Annotated[tuple[Part, ...], Field(min_length=1)] = "auto"
     tie_encoders: Literal["auto"] | StrictBool = "auto"
     refresh_steps: Positive = 20
     refresh_cosine: Annotated[float, Field(ge=-1, le=1, strict=True)] = 0.9
@@ -267,6 +268,11 @@ class Finetune(Section):
     rollbacks: Annotated[int, Field(ge=0, strict=True)] = 2
     sample_answers: Annotated[int, Field(ge=0, strict=True)] = 3
     tracker: str | None = None
+
+    @property
+    def named(self) -> tuple[Part, ...]:
+        """The parts that are named to be trained: none where that is left open."""
+        return () if self.train == "auto" else self.train
 
     @field_validator("cross_fit")
     @classmethod
@@ -317,14 +323,14 @@ class Config(Section):
     def _no_contradiction(self) -> Self:
         if self.retrieval.mode != "dense" and self.index.lexical == "none":
             raise ValueError(f"retrieval.mode: {self.retrieval.mode} needs index.lexical: bm25 or tfidf, not none")
-        if self.retrieval.mode == "lexical" and self.finetune.train == ("question_encoder",):
+        if self.retrieval.mode == "lexical" and self.finetune.named == ("question_encoder",):
             raise ValueError("retrieval.mode: lexical uses no question encoder, yet finetune.train holds nothing else")
         if self.finetune.distractors >= (self.finetune.top_k or self.retrieval.top_k):
             raise ValueError(
                 f"finetune.distractors ({self.finetune.distractors}) must be below the passages of a training question "
                 f"({self.finetune.top_k or self.retrieval.top_k})"
             )
-        if "passage_encoder" in self.finetune.train:
+        if "passage_encoder" in self.finetune.named:
             self._no_contradiction_of_passage_side()
         if self.rag.joins_like_transformers and self.generator.prompt != DEFAULT_PROMPT:
             raise ValueError(
@@ -340,10 +346,11 @@ class Config(Section):
         """Whether the passage encoder that training changes is the question encoder itself."""
         if self.finetune.tie_encoders != "auto":
             return self.finetune.tie_encoders
-        return not self._has_two_towers and "question_encoder" in self.finetune.train
+        return not self.has_two_towers and "question_encoder" in self.finetune.named
 
     @property
-    def _has_two_towers(self) -> bool:
+    def has_two_towers(self) -> bool:
+        """Whether passages have an encoder of their own."""
         return bool(self.encoder.passage_model or self.rag.checkpoint)
 
     def _no_contradiction_of_passage_side(self) -> None:
@@ -358,9 +365,9 @@ class Config(Section):
             raise ValueError(
                 "finetune.cross_fit needs passage vectors that stay: leave out one of it and passage_encoder"
             )
-        if self.finetune.tie_encoders is True and self._has_two_towers:
+        if self.finetune.tie_encoders is True and self.has_two_towers:
             raise ValueError("finetune.tie_encoders: true, yet passages have an encoder of their own; say false")
-        if self.finetune.tie_encoders is True and "question_encoder" not in self.finetune.train:
+        if self.finetune.tie_encoders is True and "question_encoder" not in self.finetune.named:
             raise ValueError("finetune.tie_encoders: true trains question_encoder too; name it in finetune.train")
 
     @property

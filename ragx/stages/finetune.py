@@ -16,7 +16,7 @@ from ragx.artifacts import fingerprint, lock, write_text
 from ragx.config import Config, Lora, dump_config
 from ragx.errors import ArtifactError, DataError
 from ragx.records import Example, Progress, no_progress
-from ragx.stages.models import compute_device, compute_dtype, open_model, tuned_index
+from ragx.stages.models import compute_device, compute_dtype, open_index, open_model, tuned_index
 from ragx.stages.questions import fitting, hold_out, training_data, training_policy
 from ragx.stages.synthetic import synthetic_questions
 from ragx.stages.tuned import draw_curves, write_index, write_model
@@ -60,7 +60,9 @@ def finetune(
     with processes.before_others(processes.is_first_on_host):  # models are fetched, questions written once
         examples, dev = training_data(config)
         synthetic = synthetic_questions(config, examples, dev, dry_run=dry_run, progress=progress)
-        policy = training_policy(config, len(examples) + len(synthetic), has_dev=bool(dev))
+        asked, passages = len(examples) + len(synthetic), open_index(config).passages_count
+        policy = training_policy(config, asked, has_dev=bool(dev), passages=passages)
+        config = _settled(config, policy)
         model = open_model(config, "base", prepare=partial(prepare_training, few=policy.few))
     synthetic = fitting(synthetic, model.generator, config)
     examples = fitting(examples, model.generator, config)
@@ -120,6 +122,12 @@ def finetune(
     }
 
 
+def _settled(config: Config, policy: Policy) -> Config:
+    """The configuration with the parts that the policy says are trained."""
+    section = config.finetune.model_copy(update={"train": policy.parts})
+    return config.model_copy(update={"finetune": section})
+
+
 def _refresh_cost(model: RagModel, position: Position, index_seconds: float) -> dict[str, Any]:
     """What the vectors of a learning passage encoder cost: passages encoded anew while it learned, and the index."""
     if model.retriever.passage_side is None:
@@ -176,7 +184,7 @@ def prepare_training(config: Config, retriever: Retriever, generator: Generator,
     from ragx.rag.generators import add_lora
 
     section = config.finetune
-    trained = set(section.train) - ({"question_encoder"} if config.retrieval.mode == "lexical" else set())
+    trained = set(section.named) - ({"question_encoder"} if config.retrieval.mode == "lexical" else set())
     retriever.question_encoder.requires_grad_("question_encoder" in trained)
     if retriever.passage_encoder is not None:
         retriever.passage_encoder.requires_grad_(True)

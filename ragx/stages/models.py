@@ -62,12 +62,13 @@ def passage_encoder(config: Config) -> Encoder:
     return passage_encoder_loader(config)()
 
 
-def passage_encoder_loader(config: Config) -> Callable[[], Encoder]:
-    """What loads the encoder of passages, here or in another process that sees the same files."""
+def passage_encoder_loader(config: Config, *, learns: bool = False) -> Callable[[], Encoder]:
+    """What loads the encoder of passages, here or in another process that sees the same files; one that `learns` is
+    not compiled, for what is compiled keeps its weights."""
     reference = config.encoder.passage_model or config.encoder.model
     if config.rag.checkpoint and not config.encoder.passage_model:
         raise ConfigError("encoder.passage_model: rag.checkpoint brings only the question encoder; name its twin here")
-    compile = _compile_by_openvino(config) if config.encoder.backend == "openvino" else None
+    compile = _compile_by_openvino(config) if config.encoder.backend == "openvino" and not learns else None
     return partial(
         _encoder_loader(config, _resolve(config, reference, config.encoder.sha256), "document"), compile=compile
     )
@@ -232,7 +233,7 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     encoder = _encoder(config, encoder_folder, "query")
     section = config.retrieval
     settings = RetrievalSettings(section.mode, section.top_k, section.candidates, section.prior)
-    passage_side = _passage_side(config, encoder) if prepare and "passage_encoder" in config.finetune.train else None
+    passage_side = _passage_side(config, encoder) if prepare and "passage_encoder" in config.finetune.named else None
     retriever = Retriever(encoder, starting_prior(encoder, section.mode, *prior), index, settings, passage_side)
     generator = load_generator(
         weights,
@@ -250,7 +251,7 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
 
 def _passage_side(config: Config, questions: Encoder) -> Encoder:
     """The passage encoder to train: a tower of its own, or the question encoder's weights."""
-    passages = passage_encoder(config)
+    passages = passage_encoder_loader(config, learns=True)()
     if config.ties_encoders:
         passages.share_weights(questions)
     return passages

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ragx.config import Config
 from ragx.errors import DataError
 from ragx.records import Example
+from ragx.stages.models import compute_device
 
 if TYPE_CHECKING:
     from ragx.rag.generator import Generator
@@ -37,16 +38,21 @@ def training_data(config: Config) -> tuple[list[Example], list[Example]]:
     return examples, dev[: config.finetune.dev_limit]
 
 
-def training_policy(config: Config, questions: int, *, has_dev: bool) -> Policy:
-    """What follows from the number of training questions."""
+def training_policy(config: Config, questions: int, *, has_dev: bool, passages: int) -> Policy:
+    """What follows from the numbers of training questions and passages."""
     from ragx.training.policy import choose
 
-    section = config.finetune
+    section, retrieval = config.finetune, config.retrieval
+    over_all = retrieval.mode == "lexical" or retrieval.prior == "corpus"
     return choose(
         questions,
+        parts=section.named or None,
+        passages=passages,
+        device=compute_device(config),
+        moving=not (over_all or config.has_two_towers or section.cross_fit),
         has_dev=has_dev,
         batch_size=section.batch_size,
-        reading_epochs=section.reading_epochs if "generator" in section.train else 0,
+        reading_epochs=section.reading_epochs,
         epochs=section.epochs,
         dev_share=section.dev_share,
         cross_fit=section.cross_fit,

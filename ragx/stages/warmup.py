@@ -80,7 +80,7 @@ def lesson(
     section = config.finetune
     epochs = WARMUP_EPOCHS if section.warmup_epochs == "auto" else section.warmup_epochs
     passage_side = model.retriever.passage_side is not None
-    if not epochs or not (passage_side or "question_encoder" in section.train):
+    if not epochs or not (passage_side or "question_encoder" in section.named):
         return None
     passages = model.retriever.index.all_passages()
     settings = WarmupSettings(

@@ -1,20 +1,29 @@
-"""What follows from the number of training questions, where the configuration leaves it open.
+"""What follows from the number of training questions and passages, where the configuration leaves it open.
 
-With few questions a whole generator is overfitted before it is of use, so that only the question side and adapters are
-trained; an epoch is so few steps that more of them are wanted; and a dev set of one's own is often missing. A share of
-the questions held out by seed then says when to stop: it costs those questions and no time, where k-fold
-cross-validation would cost k trainings.
+The generator first reads right passages alone, which costs a fraction of a joint step and gets it nearly as far; a
+joint epoch then teaches it to tell passages apart. With few questions a whole generator is overfitted before it is of
+use, so that only adapters are trained; an epoch is so few steps that more of them are wanted; and a dev set of one's
+own is often missing. A share of the questions held out by seed then says when to stop: it costs those questions and no
+time, where k-fold cross-validation would cost k trainings.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ragx.config.schema import Part
+
+QUESTION_SIDE: tuple[Part, ...] = ("question_encoder", "generator")
+BOTH_SIDES: tuple[Part, ...] = ("question_encoder", "passage_encoder", "generator")
 FEW = 300
-"""Questions below which only question side and LoRA are trained."""
-EPOCHS, LEAST_STEPS, MOST_EPOCHS = 3, 30, 10
+"""Questions below which only adapters of the generator are trained."""
 READING_EPOCHS = 2
-"""Epochs on one right passage a question before the joint ones: each costs a third of a joint one."""
+JOINT_EPOCHS, JOINT_EPOCHS_ALONE = 1, 3
+"""Joint epochs after reading ones, and without."""
+LEAST_STEPS, MOST_EPOCHS = 30, 10
+PASSAGES_UP_TO = {"cpu": 5_000, "cuda": 100_000}
+"""Passages up to which their encoder is trained, too: all of them are encoded anew before the first step and at the
+end, which takes some minutes for so many."""
 HELD_OUT, MOST_HELD_OUT = 0.15, 200
 ENOUGH = 40
 """Questions below which none are held out: what they say could not be told from chance."""
@@ -22,9 +31,10 @@ ENOUGH = 40
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Epochs of reading and joint epochs at most, questions held out as a dev set, folds of the warm-up (0: none),
-    whether questions are few."""
+    """The parts that are trained, epochs of reading and joint epochs at most, questions held out as a dev set, folds of
+    the warm-up (0: none), whether questions are few."""
 
+    parts: tuple[Part, ...]
     reading_epochs: int
     epochs: int
     held_out: int
@@ -36,6 +46,10 @@ class Policy:
 def choose(
     questions: int,
     *,
+    parts: tuple[Part, ...] | None,
+    passages: int,
+    device: str,
+    moving: bool,
     has_dev: bool,
     batch_size: int,
     reading_epochs: Literal["auto"] | int,
@@ -43,18 +57,30 @@ def choose(
     dev_share: Literal["auto"] | float,
     cross_fit: int,
 ) -> Policy:
-    """The policy for so many training questions; what is not "auto" stays as it is said."""
+    """The policy for so many training questions and passages; what is not "auto" (or None) stays as it is said.
+
+    `moving` tells whether passage vectors may move: not with two towers, a prior over the corpus, or cross-fitting.
+    """
     share = (HELD_OUT if questions >= ENOUGH else 0.0) if dev_share == "auto" else dev_share
     held_out = 0 if has_dev else min(MOST_HELD_OUT, round(share * questions))
-    steps = math.ceil((questions - held_out) / batch_size)
-    chosen = min(MOST_EPOCHS, max(EPOCHS, math.ceil(LEAST_STEPS / max(1, steps)))) if epochs == "auto" else epochs
-    reading = READING_EPOCHS if reading_epochs == "auto" else reading_epochs
+    most = PASSAGES_UP_TO.get(device.partition(":")[0], PASSAGES_UP_TO["cpu"])
+    both = moving and (has_dev or held_out > 0) and passages <= most
+    trained = parts or (BOTH_SIDES if both else QUESTION_SIDE)
+    steps = max(1, math.ceil((questions - held_out) / batch_size))
+
+    def at_least(wanted: int) -> int:
+        return min(MOST_EPOCHS, max(wanted, math.ceil(LEAST_STEPS / steps)))
+
+    reading = at_least(READING_EPOCHS) if reading_epochs == "auto" else reading_epochs
+    reading = reading if "generator" in trained else 0
+    joint = at_least(JOINT_EPOCHS if reading else JOINT_EPOCHS_ALONE) if epochs == "auto" else epochs
     folds = min(cross_fit, questions - held_out)
     few = questions < FEW
-    parts = [
-        f"{questions} training questions{' are few: question side and LoRA only' if few else ''}",
+    told = [
+        f"{questions} training questions{' are few: adapters of the generator only (LoRA)' if few else ''}",
+        "" if parts or not moving else _told_of_passages(both, passages, most),
         f"{reading} epochs on one right passage each" if reading else "",
-        f"at most {chosen} joint epochs",
+        f"at most {joint} joint epochs",
         "the dev set says when to stop"
         if has_dev
         else f"{held_out} of them held out to say when to stop, as there is no data.dev"
@@ -62,4 +88,12 @@ def choose(
         else "no data.dev and none held out: training runs to its end and keeps the last weights",
         f"their passages from a warm-up on {folds} folds" if folds else "",
     ]
-    return Policy(reading, chosen, held_out, folds, few, "; ".join(part for part in parts if part))
+    return Policy(trained, reading, joint, held_out, folds, few, "; ".join(part for part in told if part))
+
+
+def _told_of_passages(both: bool, passages: int, most: int) -> str:
+    if both:
+        return f"the encoder of questions learns on passages, too, for {passages} are soon encoded anew"
+    if passages > most:
+        return f"the encoder learns on questions only, for {passages} passages take long to encode anew"
+    return "the encoder learns on questions only, as nothing would tell when passages are overfitted"

@@ -1,12 +1,16 @@
 """Training of the passage encoder too: what it leaves, that it goes on exactly, in one process and in two."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from ragx import ask, build_index, evaluate, finetune, load_config
+from ragx.stages.finetune import prepare_training
 from ragx.stages.models import open_index, open_model
+from ragx.training import refresh
 
 BOTH = {
     "train": ["question_encoder", "passage_encoder", "generator"],
@@ -32,6 +36,19 @@ def lines_of(config):
 def weights_of(config):
     files = sorted((config.run_dir / "model").rglob("*.safetensors"))
     return {path.parent.name: path.read_bytes() for path in files}
+
+
+def test_a_learning_encoder_is_not_compiled(tiny_config):
+    """What is compiled keeps its weights: vectors made anew would be the old ones."""
+    config = load_config(tiny_config("t5", encoder={"backend": "openvino"}, finetune=BOTH))
+    build_index(config)
+    retriever = open_model(config, "base", prepare=partial(prepare_training, few=False)).retriever
+    passages = retriever.index.all_passages()[:3]
+    before = refresh.encode(retriever, passages)
+    with torch.no_grad():
+        for weights in retriever.passage_side.module.parameters():
+            weights += 0.1 * torch.randn_like(weights)
+    assert np.abs(refresh.encode(retriever, passages) - before).max() > 1e-3
 
 
 def test_all_commands_with_shared_weights(tiny_config, cli):

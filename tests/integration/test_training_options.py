@@ -12,7 +12,7 @@ from ragx.corpus.questions import read_examples
 from ragx.rag.model import NULL_BIAS
 from ragx.records import Example
 from ragx.stages.models import open_model
-from ragx.training import crossfit, loop
+from ragx.training import crossfit, loop, policy
 from ragx.training.loop import with_drawn_answer
 from ragx.training.reading import right_passages
 from ragx.training.warmup import Supervised, WarmupSettings, snapshot, supervise
@@ -137,6 +137,17 @@ def test_in_the_first_epochs_each_question_is_read_with_its_right_passage_alone(
     train = read_metrics(config.run_dir)
     assert all(line["p_gold"] == 1.0 and line["kept"] == 1.0 for line in train[:3])
     assert any(line["p_gold"] < 1.0 for line in train[3:])
+
+
+def test_passages_learn_by_default_where_they_are_few(training, monkeypatch):
+    config, done, log = training("few", train="auto", epochs=1)
+    assert done["refresh"]["passages"] > 0 and (config.run_dir / "model" / "passage_encoder").is_dir()
+    assert sum("learns on passages, too, for 24 are soon encoded anew" in line for line in log) == 1
+    assert "- passage_encoder" in (config.run_dir / "config.yaml").read_text(encoding="utf-8")
+    monkeypatch.setitem(policy.PASSAGES_UP_TO, "cpu", 23)
+    config, done, log = training("many", train="auto", epochs=1)
+    assert "refresh" not in done and not (config.run_dir / "model" / "passage_encoder").exists()
+    assert sum("learns on questions only, for 24 passages" in line for line in log) == 1
 
 
 def test_max_steps_ends_either_phase(training, read_metrics):

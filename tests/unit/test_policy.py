@@ -5,6 +5,10 @@ import pytest
 from ragx.training.policy import choose
 
 AUTO = {
+    "parts": None,
+    "passages": 500,
+    "device": "cpu",
+    "moving": True,
     "has_dev": False,
     "batch_size": 16,
     "reading_epochs": "auto",
@@ -17,22 +21,45 @@ AUTO = {
 @pytest.mark.parametrize(
     ("questions", "changed", "expected"),
     [
-        (12, {}, (10, 0, 0, True)),
-        (39, {}, (10, 0, 0, True)),
-        (40, {}, (10, 6, 0, True)),
-        (100, {}, (5, 15, 0, True)),
-        (100, {"has_dev": True}, (5, 0, 0, True)),
-        (299, {}, (3, 45, 0, True)),
-        (300, {}, (3, 45, 0, False)),
-        (5000, {}, (3, 200, 0, False)),
-        (100, {"epochs": 2, "dev_share": 0.0}, (2, 0, 0, True)),
-        (12, {"dev_share": 0.25, "cross_fit": 3}, (10, 3, 3, True)),
-        (3, {"cross_fit": 5}, (10, 0, 3, True)),
+        (12, {}, (10, 10, 0, 0, True)),
+        (39, {}, (10, 10, 0, 0, True)),
+        (40, {}, (10, 10, 6, 0, True)),
+        (100, {}, (5, 5, 15, 0, True)),
+        (100, {"has_dev": True}, (5, 5, 0, 0, True)),
+        (299, {}, (2, 2, 45, 0, True)),
+        (300, {}, (2, 2, 45, 0, False)),
+        (5000, {}, (2, 1, 200, 0, False)),
+        (5000, {"reading_epochs": 0}, (0, 3, 200, 0, False)),
+        (5000, {"parts": ("question_encoder",)}, (0, 3, 200, 0, False)),
+        (100, {"reading_epochs": 1, "epochs": 2, "dev_share": 0.0}, (1, 2, 0, 0, True)),
+        (12, {"dev_share": 0.25, "cross_fit": 3}, (10, 10, 3, 3, True)),
+        (3, {"cross_fit": 5}, (10, 10, 0, 3, True)),
     ],
 )
 def test_policy(questions, changed, expected):
     found = choose(questions, **{**AUTO, **changed})
-    assert (found.epochs, found.held_out, found.folds, found.few) == expected
+    assert (found.reading_epochs, found.epochs, found.held_out, found.folds, found.few) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "learns", "told"),
+    [
+        ({}, True, "the encoder of questions learns on passages, too, for 500 are soon encoded anew"),
+        ({"passages": 5_000}, True, "too, for 5000"),
+        ({"passages": 5_001}, False, "on questions only, for 5001 passages take long to encode anew"),
+        ({"passages": 5_001, "device": "cuda:1"}, True, "too, for 5001"),
+        ({"passages": 100_001, "device": "cuda"}, False, "on questions only"),
+        ({"dev_share": 0.0}, False, "nothing would tell when passages are overfitted"),
+        ({"dev_share": 0.0, "has_dev": True}, True, "too"),
+        ({"moving": False}, False, ""),
+        ({"parts": ("generator",)}, False, ""),
+    ],
+)
+def test_passages_learn_where_they_are_few_and_a_dev_set_watches(changed, learns, told):
+    found = choose(400, **{**AUTO, **changed})
+    assert ("passage_encoder" in found.parts) is learns
+    assert told in found.text
+    assert bool(told) is ("encoder" in found.text)
 
 
 def test_the_line_says_what_was_chosen_and_why():
@@ -40,7 +67,7 @@ def test_the_line_says_what_was_chosen_and_why():
     assert "\n" not in text
     for part in ("100 training questions are few", "LoRA", "15 of them held out", "4 folds"):
         assert part in text
-    assert "2 epochs on one right passage each; at most 5 joint epochs" in text
+    assert "5 epochs on one right passage each; at most 5 joint epochs" in text
     assert "right passage" not in choose(100, **{**AUTO, "reading_epochs": 0}).text
     assert "none held out" in choose(12, **AUTO).text
     assert "the dev set says" in choose(1000, **{**AUTO, "has_dev": True}).text
