@@ -137,18 +137,21 @@ class Encoder:
     def forward(self, texts: Sequence[str]) -> torch.Tensor:
         """Vectors [N, D] in float32 with gradient, for training."""
         prefix = self.settings.prefix or ""
-        features = self.module.preprocess([prefix + text for text in texts])
-        moved = {name: _to(value, self.device) for name, value in features.items()}
-        vectors: torch.Tensor = self.module(moved)["sentence_embedding"]
-        return vectors.float()
+        return self._vectors(self.module.preprocess([prefix + text for text in texts])).float()
 
     def forward_passages(self, passages: Sequence[Passage], dtype: torch.dtype) -> torch.Tensor:
-        """Vectors [N, D] of passages with gradient, computed in `dtype` as `encode_passages` does."""
-        features = self.tokenize_passages(passages).features
-        moved = {name: _to(value, self.device) for name, value in features.items()}
+        """Vectors [N, D] of passages with gradient, computed in `dtype` and batches as `encode_passages` does."""
+        tokens = self.tokenize_passages(passages)
+        batches = list(tokens.batches(auto_batch_tokens(self.device)))
         with torch.autocast(torch.device(self.device).type, dtype, enabled=dtype != torch.float32):
-            vectors: torch.Tensor = self.module(moved)["sentence_embedding"]
-        return vectors.float()
+            vectors = torch.cat([self._vectors(tokens.rows(rows)) for rows in batches])
+        places = torch.from_numpy(np.argsort(np.concatenate(batches))).to(vectors.device)
+        return vectors.float()[places]
+
+    def _vectors(self, features: dict[str, Any]) -> torch.Tensor:
+        moved = {name: _to(value, self.device) for name, value in features.items()}
+        vectors: torch.Tensor = self.module(moved)["sentence_embedding"]
+        return vectors
 
     def share_weights(self, other: "Encoder") -> None:
         """Compute with another encoder's weights from now on; prefix and settings stay."""
