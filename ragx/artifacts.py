@@ -127,6 +127,17 @@ def recover_folder(path: Path) -> None:
         old.rename(path)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that a kill leaves it whole or gone: its files lose their place before the first of them goes.
+    What a kill left of them is removed the next time."""
+    gone = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if path.exists():
+        path.rename(gone)
+        fsync(path.parent)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def _seal(folder: Path, kind: str, facts: dict[str, object]) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):

@@ -1,0 +1,62 @@
+"""What stops a training, and what an earlier one left: one line that says why, exit code 2, the model as it was."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+def refused(done, *named):
+    """Exit code 2 and one `ragx:` line on stderr, which holds `named`."""
+    assert (done.code, done.out) == (2, ""), done.err
+    assert done.err.startswith("ragx: ") and done.err.count("\n") == 1, done.err
+    assert [text for text in named if str(text) not in done.err] == [], done.err
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The run folder."""
+    return tmp_path / "runs" / "tiny"
+
+
+# --- a checkpoint that cannot be read
+
+
+def spoil(run, damage):
+    last = run / "training" / "checkpoints" / "last"
+    last.mkdir(parents=True)
+    if damage == "half removed":
+        (last / "optimizer.pt").write_bytes(b"what rmtree had not come to")
+    else:
+        (last / "manifest.json").write_text("{")
+
+
+@pytest.mark.parametrize("damage", ["half removed", "no manifest that can be read"])
+def test_a_damaged_checkpoint_stops_only_who_wants_to_resume(cli, indexed, run, damage):
+    config = indexed("t5")
+    spoil(run, damage)
+    refused(cli("finetune", "--resume", "-q", "-c", config), "checkpoints/last", "run: ragx finetune without --resume")
+    assert (run / "training" / "checkpoints" / "last").is_dir()
+    done = cli("finetune", "-c", config)
+    assert done.code == 0, done.err
+    assert "starting over" in done.err
+    assert (run / "model" / "manifest.json").is_file()
+    assert not (run / "training" / "checkpoints").exists()
+
+
+def test_no_kill_while_checkpoints_are_removed_leaves_half_of_them(cli, indexed, run, monkeypatch):
+    """What is removed has no name by which it could be taken for a checkpoint."""
+    config, own = indexed("t5"), shutil.rmtree
+
+    def killed(path, **options):
+        if "checkpoints" in Path(path).name and Path(path).is_dir():
+            raise KeyboardInterrupt
+        own(path, **options)
+
+    monkeypatch.setattr("ragx.artifacts.shutil.rmtree", killed)
+    assert cli("finetune", "-q", "-c", config).code == 130
+    assert (run / "model").is_dir() and not (run / "training" / "checkpoints").exists()
+    monkeypatch.undo()
+    assert cli("finetune", "-q", "-c", config).code == 0
+    left = {path.name for path in (run / "training").iterdir()}
+    assert left == {"metrics.jsonl", "samples.jsonl", "curves.png"}
