@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragx.artifacts import fingerprint, lock, remove_folder, write_text
 from ragx.config import Config, Lora, dump_config
-from ragx.errors import ArtifactError, DataError
+from ragx.errors import ArtifactError, ConfigError, DataError
 from ragx.records import Example, Progress, no_progress
 from ragx.stages.models import compute_device, compute_dtype, open_model, tuned_index
 from ragx.stages.questions import fitting, hold_out, training_data, training_policy
@@ -61,6 +61,7 @@ def finetune(
         synthetic = synthetic_questions(config, examples, dev, dry_run=dry_run, progress=progress)
         policy = training_policy(config, len(examples) + len(synthetic), has_dev=bool(dev))
         model = open_model(config, "base", prepare=partial(prepare_training, few=policy.few))
+    _require_enough_passages(config, model.retriever.index.passages_count)
     synthetic = fitting(synthetic, model.generator, config)
     examples = fitting(examples, model.generator, config)
     if not examples and not synthetic:
@@ -148,6 +149,12 @@ def _goes_on(config: Config, plan: dict[str, Any], resume: bool) -> bool:
     if found != plan["fingerprint"]:
         raise ArtifactError(f"{folder}: its checkpoint belongs to another configuration or data; run: ragx finetune")
     return True
+
+
+def _require_enough_passages(config: Config, passages: int) -> None:
+    wanted = config.finetune.top_k
+    if wanted is not None and wanted > passages:
+        raise ConfigError(f"finetune.top_k: {wanted} passages wanted, the index holds {passages}; lower it")
 
 
 def _train_settings(config: Config, policy: Policy) -> TrainSettings:

@@ -60,3 +60,18 @@ def test_no_kill_while_checkpoints_are_removed_leaves_half_of_them(cli, indexed,
     assert cli("finetune", "-q", "-c", config).code == 0
     left = {path.name for path in (run / "training").iterdir()}
     assert left == {"metrics.jsonl", "samples.jsonl", "curves.png"}
+
+
+# --- more passages than there are
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--dry-run",), ("--set", "finetune.distractors=1"), ("--set", "finetune.cross_fit=2")],
+    ids=["train", "dry run", "distractors", "cross-fit"],
+)
+def test_more_passages_to_train_on_than_there_are(cli, indexed, standing, options):
+    config, before = indexed("t5"), standing()
+    done = cli("finetune", "-q", "-c", config, "--set", "finetune.top_k=25", *options)
+    refused(done, "finetune.top_k: 25 passages wanted, the index holds 24; lower it")
+    assert standing() == before
