@@ -6,7 +6,6 @@ process's steps.
 """
 
 import dataclasses
-import json
 import logging
 import math
 import random
@@ -195,7 +194,10 @@ class _Joint:
         self.processes.copy_from_first(checkpoints.trainable(self.model).values())
         if self.processes.is_first:
             for name in ("metrics.jsonl", "samples.jsonl"):
-                checkpoints.truncate_metrics(self.folder / name, self.position.step if resume else -1)
+                if resume:
+                    checkpoints.truncate_lines(self.folder / name, self.position.step)
+                else:
+                    (self.folder / name).unlink(missing_ok=True)
         if not resume:
             if self.trains_passages:
                 self.refresh(self.coming_questions(), refresh.UNCHANGED)
@@ -397,7 +399,9 @@ class _Joint:
 
     def _write(self, split: str, values: dict[str, Any]) -> None:
         if self.processes.is_first:
-            _append(self.folder / "metrics.jsonl", {"step": self.position.step, "split": split, **values})
+            checkpoints.append_line(
+                self.folder / "metrics.jsonl", {"step": self.position.step, "split": split, **values}
+            )
         if self.tracker is not None:
             self.tracker.log({f"{split}/{name}": value for name, value in values.items()}, step=self.position.step)
 
@@ -411,7 +415,7 @@ class _Joint:
         for example, decoded in zip(shown, found.decoded, strict=True):
             log.info("  %s -> %r (%r)", example.question, decoded.text, example.answers[0])
             row = {"step": self.position.step, "id": example.id, "question": example.question, "answer": decoded.text}
-            _append(self.folder / "samples.jsonl", {**row, "reference": example.answers[0]})
+            checkpoints.append_line(self.folder / "samples.jsonl", {**row, "reference": example.answers[0]})
 
     def end(self) -> None:
         """Leave the model at its best, in all processes."""
@@ -521,9 +525,3 @@ def autocast(model: RagModel, settings: TrainSettings) -> torch.autocast:
     """Computing in the dtype of the settings."""
     device = model.generator.device.type
     return torch.autocast(device, settings.dtype, enabled=settings.dtype != torch.float32)
-
-
-def _append(path: Path, record: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")

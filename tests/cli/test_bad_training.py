@@ -75,3 +75,24 @@ def test_more_passages_to_train_on_than_there_are(cli, indexed, standing, option
     done = cli("finetune", "-q", "-c", config, "--set", "finetune.top_k=25", *options)
     refused(done, "finetune.top_k: 25 passages wanted, the index holds 24; lower it")
     assert standing() == before
+
+
+# --- lines of an earlier training
+
+
+def test_separators_in_a_question_do_not_end_a_resumed_training(cli, indexed, tiny_corpus, run, monkeypatch):
+    for path in (tiny_corpus.train, tiny_corpus.dev):
+        path.write_text(path.read_text().replace("?", r"\u2028no\u2029\u0085?"))
+    config = indexed("t5")
+
+    def stopping(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ragx.training.loop._Joint.end", stopping)
+        assert cli("finetune", "-q", "-c", config).code == 130
+    with (run / "training" / "samples.jsonl").open("ab") as file:
+        file.write('{"step": 3, "answer": "é'.encode()[:-1])
+    done = cli("finetune", "--resume", "-q", "-c", config)
+    assert done.code == 0, done.err
+    assert len((run / "training" / "samples.jsonl").read_text(encoding="utf-8").splitlines()) == 6
