@@ -44,6 +44,15 @@ def untrusted_json(text: str) -> str:
     return str(_UNSAFE.sub(lambda match: _ESCAPED.encode(match[0])[1:-1].replace("\x7f", "\\u007f"), text))
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: no half of a surrogate pair is in it, as which Python reads stray bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def fingerprint(value: object) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)

@@ -1,6 +1,7 @@
 """What is wrong is said in one line that names the place; the exit code is 2; nothing half written stays."""
 
 import errno
+import io
 import json
 import resource
 import shutil
@@ -11,6 +12,8 @@ import pytest
 
 from ragx import stages
 from ragx.artifacts import untrusted
+from ragx.config import load_config
+from ragx.errors import DataError
 
 
 def refused(done, *named, problems=1):
@@ -161,6 +164,29 @@ def test_question_that_leaves_no_room(cli, indexed):
 @pytest.mark.parametrize("question", ["", "  "])
 def test_empty_question(cli, tiny_config, question):
     refused(cli("ask", question, "-q", "-c", tiny_config()), "the question is empty")
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_question_that_is_no_text(cli, indexed, tiny_config, flags):
+    refused(cli("ask", "caf\udce9?", *flags, "-q", "-c", tiny_config()), "the question is not UTF-8; type it again")
+    stdin = io.TextIOWrapper(io.BytesIO(b"Who?\n\nWhat?\ncaf\xe9?\nWhere?\n"), encoding="utf-8")
+    done = cli("ask", *flags, "-q", "-c", indexed(), stdin=stdin)
+    refused(done, "stdin:4: the question is not UTF-8; convert it, such as with iconv")
+
+
+def test_question_that_is_no_text_does_not_end_a_conversation(cli, indexed):
+    class Terminal(io.TextIOWrapper):
+        def isatty(self):
+            return True
+
+    stdin = Terminal(io.BytesIO(b"caf\xe9?\nWho lights the kiln?\n"), encoding="utf-8")
+    done = cli("ask", "-c", indexed(), stdin=stdin)
+    assert (done.code, done.err.count("kiln#0"), done.err.count("not UTF-8")) == (0, 1, 1), done.err
+
+
+def test_question_with_half_of_a_surrogate_pair_from_python(indexed):
+    with pytest.raises(DataError, match="holds half of a surrogate pair, which is no text"):
+        stages.ask(load_config(indexed()), "caf\udce9?")
 
 
 # --- index and model
