@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ragx.errors import ConfigError, RagxError
+from ragx.errors import ConfigError, RagxError, is_out_of_memory
 from ragx.rag.model import Loss, RagModel
 from ragx.rag.retriever import Retrieval
 from ragx.records import Example, Progress
@@ -245,7 +245,9 @@ class _Joint:
                 computed = [
                     self._backward(batch, piece) for part in parts for piece in _pieces(part, more * self._at_once)
                 ]
-            except (MemoryError, torch.OutOfMemoryError) as error:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 self._at_once = _fewer(self._at_once, error)
         table = self.processes.table(len(batch), watch.FIXED_COLUMNS + width, computed)
         self.processes.sum_gradients(self.parameters)
@@ -321,7 +323,7 @@ class _Joint:
         if self.trains_passages and self.position.step:
             self.refresh([example.question for example in self.dev], self.settings.refresh_cosine)
         started = time.monotonic()
-        monitor = dev_monitor(self.model, self.dev, self.settings, self.processes)
+        monitor = dev_monitor(self.model, self.dev, self.settings, self.processes, self._at_once)
         self._dev_seconds = time.monotonic() - started
         if math.isfinite(monitor.nll):
             self._record("dev", monitor)
@@ -436,12 +438,13 @@ def forward(
 
 
 @torch.no_grad()
-def dev_monitor(model: RagModel, dev: Sequence[Example], settings: TrainSettings, processes: Processes) -> Monitor:
-    """The monitor over a whole dev set, the same in all processes."""
-    size = settings.micro_batch_size
-    parts = [range(start, min(start + size, len(dev))) for start in range(0, len(dev), size)]
+def dev_monitor(
+    model: RagModel, dev: Sequence[Example], settings: TrainSettings, processes: Processes, at_once: int
+) -> Monitor:
+    """The monitor over a whole dev set, the same in all processes, each of which takes `at_once` questions at once."""
+    parts = processes.share(_pieces(range(len(dev)), settings.micro_batch_size))
     computed = []
-    for rows in processes.share(parts):
+    for rows in [piece for part in parts for piece in _pieces(part, at_once)]:
         part = dev[rows.start : rows.stop]
         computed.append((rows, watch.rows_of(forward(model, part, settings), part)))
     return watch.monitor_of(processes.table(len(dev), watch.FIXED_COLUMNS + settings.top_k, computed))

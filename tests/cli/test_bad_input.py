@@ -8,7 +8,9 @@ import shutil
 import signal
 import warnings
 
+import numpy as np
 import pytest
+import torch
 
 from ragx import stages
 from ragx.artifacts import untrusted
@@ -411,12 +413,46 @@ def test_disk_that_refuses(cli, tiny_config, monkeypatch, error):
     refused(cli("index", "-q", "-c", tiny_config()), "/some/file: the reason")
 
 
-def test_out_of_memory(cli, tiny_config, monkeypatch):
-    def refuse(*_, **__):
-        raise MemoryError
+def too_much(kind):
+    """Memory runs out, as Python, numpy, torch on a processor and on a GPU, and the system say it."""
+    match kind:
+        case "python":
+            raise MemoryError
+        case "numpy":
+            np.empty(1 << 50, dtype=np.uint8)
+        case "torch":
+            torch.empty(1 << 50, dtype=torch.uint8)
+        case "gpu":
+            raise torch.OutOfMemoryError
+        case "system":
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr(stages, "build_index", refuse)
-    refused(cli("index", "-q", "-c", tiny_config()), "out of memory")
+
+@pytest.mark.parametrize("kind", ["python", "numpy", "torch", "gpu", "system"])
+def test_out_of_memory(cli, tiny_config, monkeypatch, kind):
+    monkeypatch.setattr(stages, "build_index", lambda *_, **__: too_much(kind))
+    refused(cli("index", "-q", "-c", tiny_config()), "out of memory; lower ", "encoder.batch_size")
+
+
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        (["index"], "index.encoder.Encoder.encode_tokens"),
+        (["ask", "Who?"], "rag.model.RagModel.answer"),
+        (["eval"], "rag.model.RagModel.answer"),
+        (["finetune"], "training.warmup.retriever_loss"),
+        (["finetune"], "training.loop.dev_monitor"),
+        (["finetune"], "training.loop.torch.optim.AdamW.step"),
+        (["ask", "Who?"], "rag.generators.AutoModelForSeq2SeqLM.from_pretrained"),
+    ],
+    ids=["index", "ask", "eval", "warm-up", "dev set", "optimizer", "opening a model"],
+)
+def test_out_of_memory_anywhere(cli, indexed, tiny_config, standing, monkeypatch, command, where):
+    config = tiny_config("t5") if command == ["index"] else indexed("t5", finetune={"warmup_epochs": 1})
+    before = standing("index", "model")
+    monkeypatch.setattr(f"ragx.{where}", lambda *_, **__: too_much("torch"))
+    refused(cli(*command, "-q", "-c", config), "out of memory; lower ")
+    assert standing("index", "model") == before
 
 
 @pytest.mark.parametrize("stage", ["check", "build_index", "finetune", "evaluate", "Answerer"])
