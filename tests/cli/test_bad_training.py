@@ -4,6 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+
+from ragx.config import load_config
+from ragx.corpus.questions import read_examples
+from ragx.errors import RagxError
+from ragx.records import no_progress
+from ragx.stages.models import open_model
+from ragx.training import warmup
 
 
 def refused(done, *named):
@@ -96,3 +104,54 @@ def test_separators_in_a_question_do_not_end_a_resumed_training(cli, indexed, ti
     done = cli("finetune", "--resume", "-q", "-c", config)
     assert done.code == 0, done.err
     assert len((run / "training" / "samples.jsonl").read_text(encoding="utf-8").splitlines()) == 6
+
+
+# --- a warm-up that gives NaN
+
+
+@pytest.fixture
+def spoil_warm_up(monkeypatch):
+    """spoil_warm_up(5): the fifth batch of the warm-up's loss, dev ones counted, is NaN."""
+    own, calls = warmup.retriever_loss, []
+
+    def spoil(call):
+        def spoiled(*given):
+            calls.append(None)
+            return own(*given) * (torch.nan if len(calls) == call else 1.0)
+
+        monkeypatch.setattr(warmup, "retriever_loss", spoiled)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (1, "before the first step: the loss of the dev set is not finite; try another encoder.model"),
+        (2, "epoch 1: the loss is not finite; lower finetune.warmup_learning_rate"),
+        (4, "epoch 1: the loss of the dev set is not finite; lower finetune.warmup_learning_rate"),
+        (6, "epoch 2: the loss is not finite; lower finetune.warmup_learning_rate"),
+    ],
+    ids=["start", "first epoch", "dev set", "second epoch"],
+)
+def test_a_warm_up_that_gives_nan_is_refused(cli, indexed, run, spoil_warm_up, call, words):
+    config = indexed("t5", finetune={"warmup_epochs": 3, "warmup_batch_size": 6})
+    spoil_warm_up(call)
+    refused(cli("finetune", "-q", "-c", config), f"retriever warm-up, {words}", "finetune.warmup_epochs: 0")
+    assert not (run / "model").exists()
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_warm_up_that_fails_leaves_the_retriever_at_its_start(indexed, spoil_warm_up, monkeypatch, what):
+    config = load_config(indexed("t5"))
+    retriever = open_model(config, "base").retriever
+    taught = warmup.supervise(read_examples(config.data.train), retriever.index.all_passages())
+    start = warmup.snapshot(retriever)
+    if what == "loss":
+        spoil_warm_up(9)
+    else:
+        next(retriever.question_encoder.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    settings = warmup.WarmupSettings(4, 4, 1e-3, 1e-2, 0.0, 1.0, seed=5)
+    with pytest.raises(RagxError, match=rf"epoch \d: the {what} is not finite"):
+        warmup.warm_up(retriever, taught[:8], taught[8:], settings, no_progress)
+    assert all(torch.equal(value, start[name]) for name, value in retriever.state_dict().items())
