@@ -1,5 +1,6 @@
 """What is wrong is said in one line that names the place; the exit code is 2; nothing half written stays."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -11,11 +12,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from ragx import stages
 from ragx.artifacts import untrusted
 from ragx.config import load_config
 from ragx.errors import DataError
+from ragx.index.encoder import Encoder
+from ragx.rag.causal import CausalGenerator
 
 
 def refused(done, *named, problems=1):
@@ -349,6 +354,84 @@ def test_more_passages_wanted_than_there_are(cli, indexed):
 
 def test_no_tuned_model(cli, indexed):
     refused(cli("ask", "Who?", "--model", "tuned", "-q", "-c", indexed()), "runs/tiny/model", "run: ragx finetune")
+
+
+@pytest.fixture
+def spoiled(monkeypatch, tiny_models, tmp_path):
+    """spoiled("encoder") -> a generator, after which the questions' vectors are NaN; spoiled("generator") -> one that
+    gives NaN as soon as it reads or writes a certain word."""
+
+    def spoil(part):
+        if part == "encoder":
+            own = Encoder.forward
+            monkeypatch.setattr(Encoder, "forward", lambda self, texts: own(self, texts) * torch.nan)
+            return "causal"
+        folder = tmp_path / "spoiled"
+        shutil.copytree(tiny_models.causal, folder)
+        weights = load_file(folder / "model.safetensors")
+        (token,) = AutoTokenizer.from_pretrained(folder)("Who")["input_ids"]
+        weights["model.embed_tokens.weight"][token] = torch.nan
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        return {"model": str(folder)}
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--json"], ["--set", "rag.marginal=token"], ["--set", "retrieval.prior=corpus"]]
+)
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+def test_question_whose_vector_is_not_finite(cli, indexed, spoiled, kind, mode, flags):
+    config = indexed(spoiled("encoder"), index={"kind": kind}, retrieval={"mode": mode})
+    refused(
+        cli("ask", "Who?", *flags, "-q", "-c", config), "vector of 'Who?' is not finite; name another encoder.model"
+    )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--json"], ["--set", "rag.marginal=token"], ["--set", "rag.decoding=fast", "--set", "rag.num_beams=2"]],
+)
+def test_answer_whose_probability_is_not_finite(cli, indexed, spoiled, flags):
+    config = indexed(spoiled("generator"))
+    assert cli("ask", "When?", *flags, "-q", "-c", config).code == 0
+    done = cli("ask", "Who?", *flags, "-q", "-c", config)
+    refused(
+        done, "the generator gives probabilities that are no numbers; try dtype: float32, or another generator.model"
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "flag"),
+    [
+        ("advance", "rag.marginal=sequence"),
+        ("advance", "rag.marginal=token"),
+        ("advance", "rag.num_beams=3"),
+        ("score", "rag.marginal=sequence"),
+        ("score", "rag.num_beams=3"),
+    ],
+)
+def test_answer_that_breaks_while_it_is_written_or_scored(cli, indexed, monkeypatch, step, flag):
+    config = indexed()
+    own = getattr(CausalGenerator, step)
+
+    def broken(self, state, tokens):
+        found = own(self, state, tokens)
+        if step == "score":
+            return found[0] * torch.nan, found[1]
+        return dataclasses.replace(found, log_probs=found.log_probs * torch.nan)
+
+    monkeypatch.setattr(CausalGenerator, step, broken)
+    done = cli("ask", "Who?", "-q", "-c", config, "--set", flag)
+    refused(done, "the generator gives probabilities that are no numbers")
+
+
+@pytest.mark.parametrize("part", ["encoder", "generator"])
+def test_evaluation_of_a_model_that_gives_nan(cli, indexed, spoiled, standing, part):
+    config = indexed(spoiled(part))
+    refused(cli("eval", "-q", "--split", "train", "-c", config), "is not finite" if part == "encoder" else "no numbers")
+    assert not standing("eval")
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
