@@ -70,6 +70,36 @@ def test_no_kill_while_checkpoints_are_removed_leaves_half_of_them(cli, indexed,
     assert left == {"metrics.jsonl", "samples.jsonl", "curves.png"}
 
 
+# --- something else where the model is to stand
+
+
+def put(kind, path, elsewhere):
+    match kind:
+        case "link":
+            elsewhere.mkdir(parents=True)
+            (elsewhere / "mine").write_text("mine")
+            path.symlink_to(elsewhere)
+        case "link to nothing":
+            path.symlink_to(elsewhere)
+        case _:
+            path.write_text("mine")
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "file"])
+def test_what_stands_at_the_model_s_place_is_replaced_and_what_it_points_to_is_left(cli, indexed, run, tmp_path, kind):
+    config, elsewhere = indexed("t5"), tmp_path / "elsewhere"
+    for place in (run / "model", run / "training" / "checkpoints"):
+        place.parent.mkdir(exist_ok=True)
+        put(kind, place, elsewhere / place.name)
+    for _ in range(2):
+        done = cli("finetune", "-q", "-c", config)
+        assert done.code == 0, done.err
+        assert (run / "model" / "manifest.json").is_file() and not (run / "model").is_symlink()
+        assert sorted(path.name for path in run.iterdir() if path.name.startswith(".model")) == []
+    if kind == "link":
+        assert [path.name for path in (elsewhere / "model").iterdir()] == ["mine"]
+
+
 # --- more passages than there are
 
 
