@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from ragx import stages
-from ragx.artifacts import untrusted
+from ragx.artifacts import fingerprint, untrusted
 from ragx.config import load_config
 from ragx.errors import DataError
 from ragx.index.encoder import Encoder
@@ -354,6 +354,41 @@ def test_more_passages_wanted_than_there_are(cli, indexed):
 
 def test_no_tuned_model(cli, indexed):
     refused(cli("ask", "Who?", "--model", "tuned", "-q", "-c", indexed()), "runs/tiny/model", "run: ragx finetune")
+
+
+def edit_manifest(folder, **changes):
+    """The manifest of a folder with other facts (None: without that one), sealed again."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8")) | changes
+    content = {name: value for name, value in manifest.items() if name != "seal" and value is not None}
+    sealed = {**content, "seal": fingerprint(content)}
+    (folder / "manifest.json").write_text(json.dumps(sealed), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "named"),
+    [
+        (None, "ask: ", "tuned with encoder.query_prefix: '', configured is 'ask: '"),
+        ("ask: ", None, "tuned with encoder.query_prefix: 'ask: ', configured is ''"),
+        ("ask: ", "find: ", "tuned with encoder.query_prefix: 'ask: ', configured is 'find: '"),
+    ],
+)
+def test_tuned_with_another_query_prefix(cli, indexed, tiny_config, tmp_path, before, now, named):
+    config = indexed("t5", encoder={"query_prefix": before})
+    assert cli("finetune", "-q", "-c", config).code == 0
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+    config = tiny_config("t5", encoder={"query_prefix": now})
+    model = tmp_path / "runs/tiny/model"
+    for arguments in (["ask", "Who?"], ["eval"]):
+        refused(cli(*arguments, "-q", "-c", config), model, f"{named}; set it back, or run: ragx finetune")
+    assert cli("ask", "Who?", "--model", "base", "-q", "-c", config).code == 0
+    edit_manifest(model, query_prefix=None)  # as ragx wrote it before
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+
+
+def test_the_models_own_query_prefix_said_in_other_words_is_the_same(cli, indexed):
+    config = indexed("t5")
+    assert cli("finetune", "-q", "-c", config).code == 0
+    assert cli("ask", "Who?", "-q", "-c", config, "--set", "encoder.query_prefix=''").code == 0
 
 
 @pytest.fixture
