@@ -26,6 +26,7 @@ from ragx.cli.init import init
 from ragx.errors import RagxError, is_out_of_memory
 
 INPUT, BUG, INTERRUPTED, CLOSED_PIPE, TERMINATED = 2, 70, 130, 141, 143
+GO_ON = "the same command goes on from here (finetune: with --resume)"
 MEMORY = (
     "out of memory; lower what is computed at once: encoder.batch_size (index), eval.batch_size (eval), "
     "finetune.micro_batch_size and finetune.warmup_batch_size (finetune), else retrieval.top_k and "
@@ -99,6 +100,10 @@ def run() -> NoReturn:
         _outside(carried.__cause__)
     except (KeyboardInterrupt, typer.Abort):
         _interrupted()
+    except SystemExit as end:
+        if end.code == TERMINATED:
+            _fail(f"terminated; {GO_ON}", TERMINATED)
+        raise
     except Exception as error:  # noqa: BLE001 - the boundary: a bug must not look like a failed gate
         if is_out_of_memory(error):
             _fail(MEMORY)
@@ -125,7 +130,7 @@ def _outside(error: BaseException | None) -> NoReturn:
 
 
 def _interrupted() -> NoReturn:
-    _fail("interrupted; the same command goes on from here (finetune: with --resume)", INTERRUPTED)
+    _fail(f"interrupted; {GO_ON}", INTERRUPTED)
 
 
 def _fail(message: str, code: int = INPUT) -> NoReturn:

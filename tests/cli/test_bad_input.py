@@ -7,6 +7,7 @@ import json
 import resource
 import shutil
 import signal
+import sys
 import warnings
 
 import numpy as np
@@ -586,9 +587,18 @@ def test_interrupt_is_130(cli, tiny_config, monkeypatch, stage):
     assert "Traceback" not in done.err
 
 
-def test_termination_is_143(cli, tiny_config, monkeypatch):
-    monkeypatch.setattr(stages, "check", lambda *_: signal.raise_signal(signal.SIGTERM))
-    assert cli("check", "-c", tiny_config()).code == 143
+@pytest.mark.parametrize("command", ["check", "finetune"])
+def test_termination_is_143_and_says_how_to_go_on(cli, tiny_config, monkeypatch, command):
+    monkeypatch.setattr(stages, command, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    done = cli(command, "-c", tiny_config())
+    assert (done.code, done.out) == (143, "")
+    assert done.err == "ragx: terminated; the same command goes on from here (finetune: with --resume)\n"
+
+
+def test_another_end_by_a_library_keeps_its_code(cli, tiny_config, monkeypatch):
+    monkeypatch.setattr(stages, "check", lambda *_: sys.exit(7))
+    done = cli("check", "-c", tiny_config())
+    assert (done.code, done.err) == (7, "")
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, AssertionError, EOFError, RuntimeError, FileNotFoundError])
