@@ -44,6 +44,15 @@ def untrusted_json(text: str) -> str:
     return str(_UNSAFE.sub(lambda match: _ESCAPED.encode(match[0])[1:-1].replace("\x7f", "\\u007f"), text))
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: no half of a surrogate pair is in it, as which Python reads stray bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def fingerprint(value: object) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -99,32 +108,52 @@ def write_json(path: Path, value: object) -> None:
 def new_folder(path: Path, kind: str, **facts: object) -> Iterator[Path]:
     """Fill a folder atomically: yields an empty folder beside `path`, then seals it with a manifest and renames it.
 
-    `facts` go into the manifest. Whatever the block leaves is listed there with size and SHA-256.
+    `facts` go into the manifest. Whatever the block leaves is listed there with size and SHA-256. A link or a file that
+    stands at `path` is replaced; what the link points to stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
+    _discard(beside)
     beside.mkdir()
     try:
         yield beside
         _seal(beside, kind, facts)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        _discard(beside)
         raise
     old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
+    _discard(old)
+    if os.path.lexists(path):
         path.rename(old)
     beside.rename(path)
     fsync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _discard(old)
 
 
 def recover_folder(path: Path) -> None:
     """Bring back the old folder where a kill fell between the two renames of `new_folder`."""
     old = path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():
+    if os.path.lexists(old) and not os.path.lexists(path):
         old.rename(path)
+
+
+def _discard(path: Path) -> None:
+    """Remove what stands at a path, as far as can be: a folder, or a link or file alone."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, or the link to one, so that a kill leaves it whole or gone: its files lose their place before
+    the first of them goes. What a kill left of them is removed the next time."""
+    gone = path.with_name(f".{path.name}.gone")
+    _discard(gone)
+    if os.path.lexists(path):
+        path.rename(gone)
+        fsync(path.parent)
+        _discard(gone)
 
 
 def _seal(folder: Path, kind: str, facts: dict[str, object]) -> None:

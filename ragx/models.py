@@ -22,7 +22,7 @@ import transformers
 from huggingface_hub import errors as hub_errors
 
 from ragx.artifacts import MANIFEST, file_sha256, fingerprint, lock, new_folder
-from ragx.errors import ArtifactError
+from ragx.errors import ArtifactError, is_out_of_memory
 
 WAIT_SECONDS = 600
 """How long a process waits while another fetches or converts a model into the same cache."""
@@ -207,6 +207,8 @@ def _convert_gguf(path: Path, folder: Path) -> None:
             loaded = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **source)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ArtifactError(f"{path}: this GGUF file cannot be read ({error})") from error
     config = type(loaded.config).from_dict(
         {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}

@@ -336,7 +336,7 @@ def tiny_config(tmp_path, tiny_corpus, tiny_models):
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """Run the command line in this process: cli("ask", "Who?", stdin="") -> .code .out .err"""
+    """Run the command line in this process: cli("ask", "Who?", stdin="") -> .code .out .err; `stdin` may be a file."""
     from ragx.cli.main import run
 
     root, ours = logging.getLogger(), logging.getLogger("ragx")
@@ -345,7 +345,7 @@ def cli(monkeypatch, capsys):
     def call(*arguments, stdin=None):
         monkeypatch.setattr(sys, "argv", ["ragx", *map(str, arguments)])
         if stdin is not None:
-            monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+            monkeypatch.setattr(sys, "stdin", io.StringIO(stdin) if isinstance(stdin, str) else stdin)
         capsys.readouterr()
         try:
             with warnings.catch_warnings():

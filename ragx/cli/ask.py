@@ -1,15 +1,16 @@
 """`ragx ask`: one question, a pipe of questions, or a conversation."""
 
+import io
 import math
 import sys
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from ragx import stages
-from ragx.artifacts import untrusted
+from ragx.artifacts import is_text, untrusted
 from ragx.cli.common import (
     DEFAULT_CONFIG,
     AsJson,
@@ -41,8 +42,8 @@ def ask(
     """Answer from the indexed corpus, with confidence, passages, priors and posteriors."""
     start_log(quiet, verbose)
     loaded = load_config(config, overrides or ())
-    if question is not None and not question.strip():
-        raise DataError("the question is empty")
+    if question is not None:
+        _require_question(question)
     answerer = stages.Answerer(loaded, model)
     if question is not None:
         if as_json:
@@ -51,15 +52,32 @@ def ask(
         answer = _write(answerer, question)
         if not quiet:
             _show_passages(answer, full=False)
-    elif sys.stdin.isatty():
+    elif _stdin().isatty():
         _converse(answerer)
     else:
         _answer_lines(answerer, as_json)
 
 
+def _require_question(question: str) -> None:
+    if not question.strip():
+        raise DataError("the question is empty")
+    if not is_text(question):
+        raise DataError("the question is not UTF-8; type it again")
+
+
+def _stdin() -> TextIO:
+    """stdin, in which stray bytes are read as halves of surrogate pairs, so that their line can be told."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return sys.stdin
+
+
 def _answer_lines(answerer: stages.Answerer, as_json: bool) -> None:
     """One answer a line for the questions on stdin; a blank line is answered by an empty line."""
     lines = [line.strip() for line in sys.stdin]
+    for number, line in enumerate(lines, start=1):
+        if not is_text(line):
+            raise DataError(f"stdin:{number}: the question is not UTF-8; convert it, such as with iconv")
     for start in range(0, len(lines), BATCH):
         batch = lines[start : start + BATCH]
         answers = iter(answerer.answer([line for line in batch if line])) if any(batch) else iter(())
@@ -87,6 +105,8 @@ def _converse(answerer: stages.Answerer) -> None:
             _show_passages(last, full=True)
         elif line.startswith(":"):
             console.print(HELP)
+        elif not is_text(line):
+            console.print("That is not UTF-8; type it again.")
         elif line:
             last = _write(answerer, line)
             _show_passages(last, full=False)

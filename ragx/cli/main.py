@@ -23,9 +23,15 @@ from ragx.cli.export import export
 from ragx.cli.finetune import finetune
 from ragx.cli.index import index
 from ragx.cli.init import init
-from ragx.errors import RagxError
+from ragx.errors import RagxError, is_out_of_memory
 
 INPUT, BUG, INTERRUPTED, CLOSED_PIPE, TERMINATED = 2, 70, 130, 141, 143
+GO_ON = "the same command goes on from here (finetune: with --resume)"
+MEMORY = (
+    "out of memory; lower what is computed at once: encoder.batch_size (index), eval.batch_size (eval), "
+    "finetune.micro_batch_size and finetune.warmup_batch_size (finetune), else retrieval.top_k and "
+    "generator.max_input_tokens; or say device: cpu where it was a GPU's"
+)
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 UsageError: Any = typer.BadParameter.__mro__[1]
 """The base of what typer says about a wrong command line; it has no public name."""
@@ -90,23 +96,29 @@ def run() -> NoReturn:
         _fail(f"{error.format_message()} See: ragx --help")
     except RagxError as error:
         _fail(str(error))
-    except MemoryError:
-        _fail("out of memory; lower finetune.micro_batch_size, eval.batch_size or encoder.batch_size")
     except _CarriedError as carried:
         _outside(carried.__cause__)
     except (KeyboardInterrupt, typer.Abort):
         _interrupted()
-    except Exception:  # noqa: BLE001 - the boundary: a bug must not look like a failed gate
+    except SystemExit as end:
+        if end.code == TERMINATED:
+            _fail(f"terminated; {GO_ON}", TERMINATED)
+        raise
+    except Exception as error:  # noqa: BLE001 - the boundary: a bug must not look like a failed gate
+        if is_out_of_memory(error):
+            _fail(MEMORY)
         _bug()
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _outside(error: BaseException | None) -> NoReturn:
-    """Ctrl-C, a closed pipe, or a disk that failed us; anything else is a bug."""
+    """Ctrl-C, a closed pipe, or a disk or memory that failed us; anything else is a bug."""
     if isinstance(error, KeyboardInterrupt):
         _interrupted()
     if not isinstance(error, OSError):
         _bug()
+    if is_out_of_memory(error):
+        _fail(MEMORY)
     if error.errno == errno.EPIPE:
         with suppress(OSError, ValueError):  # else Python complains when it flushes at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -118,7 +130,7 @@ def _outside(error: BaseException | None) -> NoReturn:
 
 
 def _interrupted() -> NoReturn:
-    _fail("interrupted; the same command goes on from here (finetune: with --resume)", INTERRUPTED)
+    _fail(f"interrupted; {GO_ON}", INTERRUPTED)
 
 
 def _fail(message: str, code: int = INPUT) -> NoReturn:

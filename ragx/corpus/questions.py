@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ragx.artifacts import is_text
 from ragx.corpus.streams import COMPRESSED, Limits, Problem, open_utf8, read_lines
 from ragx.corpus.tables import Record, read_json, read_json_lines, read_table
 from ragx.errors import DataError
@@ -163,9 +164,7 @@ def _example(place: str, record: dict[str, Any], default_id: str) -> Example | P
     if not isinstance(doc_ids, list) or not all(isinstance(item, str | int) for item in doc_ids):
         return Problem(place, "'doc_ids' must be a list of document ids")
     identity = str(record.get("id", default_id))
-    try:
-        "".join([identity, question, *answers, *map(str, doc_ids)]).encode()
-    except UnicodeEncodeError:
+    if not all(map(is_text, [identity, question, *answers, *map(str, doc_ids)])):
         return Problem(place, "holds half of a surrogate pair, which is no text")
     fields = {name: str(value) for name, value in record.items() if name not in OWN and isinstance(value, str | int)}
     return Example(identity, question.strip(), tuple(a.strip() for a in answers), tuple(map(str, doc_ids)), fields)

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ragx.artifacts import is_text
 from ragx.corpus.files import EXTRAS, corpus_files, find_files, format_of, require_extras
 from ragx.corpus.markdown import sections_of, title_and_body
 from ragx.corpus.sandbox import Sandbox
@@ -182,8 +183,6 @@ def _reason_against(record: dict[str, Any], fields: Fields) -> str | None:
     whole = f"{identity}{title}{text}"
     if "\x00" in whole:
         return "holds a NUL, which is no text"
-    try:
-        whole.encode()
-    except UnicodeEncodeError:
+    if not is_text(whole):
         return "holds half of a surrogate pair, which is no text"
     return None

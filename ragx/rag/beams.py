@@ -3,6 +3,7 @@
 Each sequence keeps log p of its tokens under every passage of its group, so that nothing found is scored again.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,11 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ragx.errors import RagxError
 from ragx.rag.generator import Generator
 from ragx.rag.state import State
 
 COMPACT_BELOW = 0.75
 """Share of prompts still written after below which the finished ones are dropped; dropping copies the others."""
+
+NO_NUMBER = "the generator gives probabilities that are no numbers; try dtype: float32, or another generator.model"
 
 Stream = Callable[[str], None]
 """Called with the answer so far."""
@@ -42,6 +46,9 @@ def beam_search(
     0 it is the model's own. One beam is greedy search. No length normalisation: the score is log p(y|x) of a whole
     answer, whose last possible token is the end. A group whose best sequences no live one can overtake is finished, and
     soon dropped from the batch.
+
+    Raises:
+        RagxError: a log-probability is not a number.
     """
     groups = [_Group(num_beams) for _ in range(len(log_prior))]
     slots = list(range(len(groups)))
@@ -60,7 +67,10 @@ def beam_search(
             active = list(range(len(slots)))
         state = _advance(generator, state, [groups[slot] for slot in slots], active, log_prior.shape[1])
         slots = [slots[place] for place in active]
-    return [group.finished for group in groups]
+    found = [group.finished for group in groups]
+    if not all(found) or any(math.isnan(written.log_probability) for beam in found for written in beam):
+        raise RagxError(NO_NUMBER)
+    return found
 
 
 class _Choice(NamedTuple):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ragx.rag.beams import Beam, Stream, beam_search
+from ragx.errors import RagxError
+from ragx.rag.beams import NO_NUMBER, Beam, Stream, beam_search
 from ragx.rag.generator import Generator
 from ragx.rag.marginal import (
     log_likelihood,
@@ -63,6 +64,9 @@ def decode(
 
     `stream` follows the answer to one question while it is written, where that is the final one: the token marginal
     with one beam.
+
+    Raises:
+        RagxError: a log-probability is not a number.
     """
     questions, k = log_prior.shape
     if marginal == "token":
@@ -138,6 +142,8 @@ def _rescore(
         posteriors, by_token = _posteriors(marginal, prior, log_probs, mask)
         found = zip(rows, chosen, totals.tolist(), posteriors.tolist(), by_token.tolist(), strict=True)
         for row, candidate, total, posterior, columns in found:
+            if math.isnan(total):
+                raise RagxError(NO_NUMBER)
             standing = best[row]
             if standing is None or total > standing.log_probability:
                 tokens = tuple(generator.tokenizer.decode([token]) for token in candidate.ids)

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from ragx.errors import ArtifactError, ConfigError
+from ragx.errors import ArtifactError, ConfigError, is_out_of_memory
 from ragx.models import require_tokenizer, require_weights
 from ragx.rag.causal import CausalGenerator
 from ragx.rag.generator import Generator
@@ -43,6 +43,8 @@ def load_generator(
         tokenizer = AutoTokenizer.from_pretrained(folder, **source)
         model = model if adapter is None else peft.PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ArtifactError(f"{folder}: cannot be loaded as a generator ({str(error).splitlines()[0]})") from error
     if isinstance(prompt, RagFormat) and not config.is_encoder_decoder:
         raise ConfigError(

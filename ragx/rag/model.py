@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ragx.errors import RagxError
 from ragx.rag.beams import Stream
 from ragx.rag.decoding import Decoded, decode
 from ragx.rag.generator import Generator, Pair
@@ -113,8 +114,12 @@ class RagModel(nn.Module):
         """The best answer to each question, and log p of given reference answers, from one pass over the prompts.
 
         The passages are those of `retrieval`, where it is given; `stream` is called with one question's answer so far.
+
+        Raises:
+            RagxError: the scores of a question's passages are not finite, or probabilities are not numbers.
         """
         retrieval = self._with_null(retrieval or self.retriever(questions))
+        self._require_finite(questions, retrieval)
         pairs = pairs_of(questions, retrieval)
         state = self.generator.start([pair for row in pairs for pair in row])
         decoded = decode(
@@ -132,6 +137,15 @@ class RagModel(nn.Module):
         log_probs, mask = self._reshape(*self.generator.score(state, self._repeat(ids, pairs)), len(pairs))
         nll = -log_likelihood(self.marginal, retrieval.log_prior, log_probs, mask)
         return Answered(decoded, retrieval, nll.tolist(), [len(answer) for answer in ids])
+
+    def _require_finite(self, questions: Sequence[str], retrieval: Retrieval) -> None:
+        """Refuse questions whose vectors are broken; their hits are any passages, and no answer could be told best."""
+        for question, finite in zip(questions, retrieval.scores.isfinite().all(-1).tolist(), strict=True):
+            if not finite:
+                raise RagxError(
+                    f"{self.retriever.encoder.folder}: the encoder's vector of {question[:60]!r} is not finite; "
+                    "name another encoder.model, or where it was tuned run ragx finetune again"
+                )
 
     def _with_null(self, retrieval: Retrieval) -> Retrieval:
         """The retrieval with no passage as its last, where there is a share for it."""

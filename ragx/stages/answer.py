@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragx.artifacts import file_sha256, fingerprint, read_manifest, untrusted
+from ragx.artifacts import file_sha256, fingerprint, is_text, read_manifest, untrusted
 from ragx.config import Config
 from ragx.errors import ArtifactError, ConfigError, DataError
 from ragx.records import Answer, Example, Hit, Prediction, Progress, Report, no_progress
@@ -44,7 +44,14 @@ class Answerer:
         return self._config.rag.marginal == "token" and self._config.rag.num_beams == 1
 
     def answer(self, questions: Sequence[str], stream: Callable[[str], None] | None = None) -> list[Answer]:
-        """An answer to each question, with its passages; `stream` is called with the one answer so far."""
+        """An answer to each question, with its passages; `stream` is called with the one answer so far.
+
+        Raises:
+            DataError: a question is no text.
+        """
+        for question in questions:
+            if not is_text(question):
+                raise DataError(f"question {question!r} holds half of a surrogate pair, which is no text")
         section = self._config.rag
         shown = None if stream is None else lambda text: stream(untrusted(text))
         found = self._model.answer(questions, decoding=section.decoding, num_beams=section.num_beams, stream=shown)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ragx.artifacts import fingerprint, lock, write_text
+from ragx.artifacts import fingerprint, lock, remove_folder, write_text
 from ragx.config import Config, Lora, dump_config
-from ragx.errors import ArtifactError, DataError
+from ragx.errors import ArtifactError, ConfigError, DataError
 from ragx.records import Example, Progress, no_progress
 from ragx.stages.models import compute_device, compute_dtype, open_index, open_model, tuned_index
 from ragx.stages.questions import fitting, hold_out, training_data, training_policy
@@ -64,6 +63,7 @@ def finetune(
         policy = training_policy(config, asked, has_dev=bool(dev), passages=passages)
         config = _settled(config, policy)
         model = open_model(config, "base", prepare=partial(prepare_training, few=policy.few))
+    _require_enough_passages(config, model.retriever.index.passages_count)
     synthetic = fitting(synthetic, model.generator, config)
     examples = fitting(examples, model.generator, config)
     if not examples and not synthetic:
@@ -88,7 +88,7 @@ def finetune(
         if processes.is_first:
             write_text(config.run_dir / "config.yaml", dump_config(config))
             if not going_on:
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                remove_folder(folder / "checkpoints")
                 supervised = warm_up_retriever(config, model, examples, dev, policy.folds, progress)
                 if settings.reading_epochs:
                     choose_reading(config, model, examples, supervised)
@@ -104,10 +104,10 @@ def finetune(
             draw_curves(folder)
             index_seconds = write_index(config, model, folder / "passage_encoder", progress)
             write_model(config, model, plan, position, seconds)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            shutil.rmtree(folder / "passage_encoder", ignore_errors=True)
+            remove_folder(folder / "checkpoints")
+            remove_folder(folder / "passage_encoder")
             if model.retriever.passage_side is None:
-                shutil.rmtree(tuned_index(config), ignore_errors=True)
+                remove_folder(tuned_index(config))
     return {
         "model": str(config.run_dir / "model"),
         "questions": len(examples),
@@ -137,25 +137,32 @@ def _refresh_cost(model: RagModel, position: Position, index_seconds: float) -> 
 
 
 def _goes_on(config: Config, plan: dict[str, Any], resume: bool) -> bool:
-    """Whether training goes on from a checkpoint.
+    """Whether training goes on from a checkpoint; whoever starts over need not have one that can be read.
 
     Raises:
-        ArtifactError: the checkpoint was made for another configuration or other data.
+        ArtifactError: the checkpoint is damaged, or was made for another configuration or other data.
     """
     from ragx.training import checkpoints
 
     folder = config.run_dir / "training"
-    found = checkpoints.plan_of(folder / "checkpoints" / "last")
+    last = folder / "checkpoints" / "last"
     if not resume:
-        if found is not None:
+        if last.exists():
             log.warning("starting over; the checkpoint that was in %s is gone", folder)
         return False
+    found = checkpoints.plan_of(last)
     if found is None:
         log.warning("nothing to resume in %s; starting from the beginning", folder)
         return False
     if found != plan["fingerprint"]:
         raise ArtifactError(f"{folder}: its checkpoint belongs to another configuration or data; run: ragx finetune")
     return True
+
+
+def _require_enough_passages(config: Config, passages: int) -> None:
+    wanted = config.finetune.top_k
+    if wanted is not None and wanted > passages:
+        raise ConfigError(f"finetune.top_k: {wanted} passages wanted, the index holds {passages}; lower it")
 
 
 def _train_settings(config: Config, policy: Policy) -> TrainSettings:

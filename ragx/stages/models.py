@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ragx.rag.retriever import Retriever
 
 MODEL_KIND = "ragx model"
-TunedParts = tuple[Path, Path, Path | None, tuple[float, float], float | None]
+TunedParts = tuple[Path, Path, Path | None, tuple[float, float], float | None, str | None]
 Prepare = Callable[[Config, "Retriever", "Generator"], None]
 
 
@@ -227,10 +227,11 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     index = open_index(config, which)
     encoder_folder, weights = pretrained_folders(config)
     adapter, prior = None, (config.retrieval.temperature, config.retrieval.lexical_weight)
-    null_bias = NULL_BIAS if config.rag.null_passage else None
+    null_bias, learned_prefix = NULL_BIAS if config.rag.null_passage else None, None
     if which == "tuned":
-        encoder_folder, weights, adapter, prior, null_bias = _tuned_parts(config, index, weights)
+        encoder_folder, weights, adapter, prior, null_bias, learned_prefix = _tuned_parts(config, index, weights)
     encoder = _encoder(config, encoder_folder, "query")
+    _require_query_prefix(config, encoder, learned_prefix)
     section = config.retrieval
     settings = RetrievalSettings(section.mode, section.top_k, section.candidates, section.prior)
     passage_side = _passage_side(config, encoder) if prepare and "passage_encoder" in config.finetune.named else None
@@ -275,8 +276,8 @@ def generator_prompt(config: Config, encoder: Encoder, generator: Path) -> Promp
 
 
 def _tuned_parts(config: Config, index: Index, base_generator: Path) -> TunedParts:
-    """Question encoder, generator, adapter, prior and null bias of the tuned model, checked against index and base
-    generator."""
+    """Question encoder, generator, adapter, prior, null bias and prefix of questions of the tuned model, checked
+    against index and base generator."""
     from ragx.models import model_fingerprint
 
     folder = config.run_dir / "model"
@@ -297,8 +298,18 @@ def _tuned_parts(config: Config, index: Index, base_generator: Path) -> TunedPar
         was = str(null_bias is not None).lower()
         raise ArtifactError(f"{folder}: tuned with rag.null_passage: {was}; say so, or run: ragx finetune")
     prior = (manifest["prior"]["temperature"], manifest["prior"]["lexical_weight"])
+    prefix = manifest.get("query_prefix")
     if not manifest["adapter"]:
-        return folder / "question_encoder", folder / "generator", None, prior, null_bias
+        return folder / "question_encoder", folder / "generator", None, prior, null_bias, prefix
     if manifest["base_generator"] != model_fingerprint(base_generator):
         raise ArtifactError(f"{folder}: its adapter was trained on another generator; run: ragx finetune")
-    return folder / "question_encoder", base_generator, folder / "generator", prior, null_bias
+    return folder / "question_encoder", base_generator, folder / "generator", prior, null_bias, prefix
+
+
+def _require_query_prefix(config: Config, encoder: Encoder, learned: str | None) -> None:
+    """Refuse a prefix of questions other than the one the tuned encoder learned with; None where that is not known."""
+    if learned is not None and encoder.settings.prefix != learned:
+        raise ArtifactError(
+            f"{config.run_dir / 'model'}: tuned with encoder.query_prefix: {learned!r}, configured is "
+            f"{encoder.settings.prefix!r}; set it back, or run: ragx finetune"
+        )

@@ -61,6 +61,7 @@ def write_model(config: Config, model: RagModel, plan: dict[str, Any], position:
     facts: dict[str, object] = {
         "ragx": version("ragx"),
         "mode": config.retrieval.mode,
+        "query_prefix": model.retriever.encoder.settings.prefix,
         "prior": model.retriever.prior.values(),
         "null_bias": None if model.null_bias is None else float(model.null_bias.detach()),
         "adapter": adapter,

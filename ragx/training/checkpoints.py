@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ragx.artifacts import new_folder, read_manifest, recover_folder, write_text
-from ragx.errors import RagxError
+from ragx.artifacts import new_folder, read_manifest, recover_folder, untrusted_json, write_text
+from ragx.errors import ArtifactError, RagxError
 from ragx.training.watch import Monitor
 
 KIND = "ragx checkpoint"
@@ -111,12 +111,31 @@ def plan_of(folder: Path) -> str | None:
     return str(read_manifest(folder, KIND, _REMEDY)["plan"])
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl that were written after a checkpoint at `step`."""
+def append_line(path: Path, record: dict[str, object]) -> None:
+    """Append one line of JSON. A text may hold what some readers take for the end of a line: that is escaped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(untrusted_json(json.dumps(record, ensure_ascii=False)) + "\n")
+
+
+def truncate_lines(path: Path, step: int) -> None:
+    """Drop the lines of a file of JSON that were written after a checkpoint at `step`, and what a kill left of the
+    last one.
+
+    Raises:
+        ArtifactError: another line is damaged.
+    """
     if path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        *whole, _ = path.read_bytes().split(b"\n")
+        kept = [line for number, line in enumerate(whole, start=1) if _step_of(line, f"{path}: line {number}") <= step]
+        write_text(path, "".join(f"{line.decode()}\n" for line in kept))
+
+
+def _step_of(line: bytes, place: str) -> int:
+    try:
+        return int(json.loads(line.decode())["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{place} is damaged ({error}); run: {_REMEDY}") from error
 
 
 def _first_line(error: Exception) -> str:

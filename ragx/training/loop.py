@@ -6,7 +6,6 @@ process's steps.
 """
 
 import dataclasses
-import json
 import logging
 import math
 import random
@@ -21,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ragx.errors import ConfigError, RagxError
+from ragx.errors import ConfigError, RagxError, is_out_of_memory
 from ragx.rag.model import Loss, RagModel
 from ragx.rag.retriever import Retrieval
 from ragx.records import Example, Progress
@@ -195,7 +194,10 @@ class _Joint:
         self.processes.copy_from_first(checkpoints.trainable(self.model).values())
         if self.processes.is_first:
             for name in ("metrics.jsonl", "samples.jsonl"):
-                checkpoints.truncate_metrics(self.folder / name, self.position.step if resume else -1)
+                if resume:
+                    checkpoints.truncate_lines(self.folder / name, self.position.step)
+                else:
+                    (self.folder / name).unlink(missing_ok=True)
         if not resume:
             if self.trains_passages:
                 self.refresh(self.coming_questions(), refresh.UNCHANGED)
@@ -243,7 +245,9 @@ class _Joint:
                 computed = [
                     self._backward(batch, piece) for part in parts for piece in _pieces(part, more * self._at_once)
                 ]
-            except (MemoryError, torch.OutOfMemoryError) as error:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 self._at_once = _fewer(self._at_once, error)
         table = self.processes.table(len(batch), watch.FIXED_COLUMNS + width, computed)
         self.processes.sum_gradients(self.parameters)
@@ -319,7 +323,7 @@ class _Joint:
         if self.trains_passages and self.position.step:
             self.refresh([example.question for example in self.dev], self.settings.refresh_cosine)
         started = time.monotonic()
-        monitor = dev_monitor(self.model, self.dev, self.settings, self.processes)
+        monitor = dev_monitor(self.model, self.dev, self.settings, self.processes, self._at_once)
         self._dev_seconds = time.monotonic() - started
         if math.isfinite(monitor.nll):
             self._record("dev", monitor)
@@ -397,7 +401,9 @@ class _Joint:
 
     def _write(self, split: str, values: dict[str, Any]) -> None:
         if self.processes.is_first:
-            _append(self.folder / "metrics.jsonl", {"step": self.position.step, "split": split, **values})
+            checkpoints.append_line(
+                self.folder / "metrics.jsonl", {"step": self.position.step, "split": split, **values}
+            )
         if self.tracker is not None:
             self.tracker.log({f"{split}/{name}": value for name, value in values.items()}, step=self.position.step)
 
@@ -411,7 +417,7 @@ class _Joint:
         for example, decoded in zip(shown, found.decoded, strict=True):
             log.info("  %s -> %r (%r)", example.question, decoded.text, example.answers[0])
             row = {"step": self.position.step, "id": example.id, "question": example.question, "answer": decoded.text}
-            _append(self.folder / "samples.jsonl", {**row, "reference": example.answers[0]})
+            checkpoints.append_line(self.folder / "samples.jsonl", {**row, "reference": example.answers[0]})
 
     def end(self) -> None:
         """Leave the model at its best, in all processes."""
@@ -432,12 +438,13 @@ def forward(
 
 
 @torch.no_grad()
-def dev_monitor(model: RagModel, dev: Sequence[Example], settings: TrainSettings, processes: Processes) -> Monitor:
-    """The monitor over a whole dev set, the same in all processes."""
-    size = settings.micro_batch_size
-    parts = [range(start, min(start + size, len(dev))) for start in range(0, len(dev), size)]
+def dev_monitor(
+    model: RagModel, dev: Sequence[Example], settings: TrainSettings, processes: Processes, at_once: int
+) -> Monitor:
+    """The monitor over a whole dev set, the same in all processes, each of which takes `at_once` questions at once."""
+    parts = processes.share(_pieces(range(len(dev)), settings.micro_batch_size))
     computed = []
-    for rows in processes.share(parts):
+    for rows in [piece for part in parts for piece in _pieces(part, at_once)]:
         part = dev[rows.start : rows.stop]
         computed.append((rows, watch.rows_of(forward(model, part, settings), part)))
     return watch.monitor_of(processes.table(len(dev), watch.FIXED_COLUMNS + settings.top_k, computed))
@@ -521,9 +528,3 @@ def autocast(model: RagModel, settings: TrainSettings) -> torch.autocast:
     """Computing in the dtype of the settings."""
     device = model.generator.device.type
     return torch.autocast(device, settings.dtype, enabled=settings.dtype != torch.float32)
-
-
-def _append(path: Path, record: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")

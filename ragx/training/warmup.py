@@ -6,6 +6,7 @@ batch: right ones and mined negatives of all its questions, encoded with gradien
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ragx.corpus.search import Finder
+from ragx.errors import RagxError
 from ragx.rag.retriever import Retriever
 from ragx.records import Example, Passage, Progress
 
@@ -25,6 +27,7 @@ MINED = 20
 """Hits of a question looked at for negatives; of a dev question all of them, for what its loss is normalised over."""
 POOL = 2048
 """Passages that the dev loss is normalised over at most, where they must be encoded at every look."""
+_NOT_FINITE = "retriever warm-up, {}: the {} is not finite; {}, or say finetune.warmup_epochs: 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,30 +88,34 @@ def warm_up(
     progress: Progress,
 ) -> int:
     """Train encoders and prior; the epoch with the lowest dev loss is kept, where there is a dev set, else the
-    last. Returns which it was, 0 being the start."""
+    last. Returns which it was, 0 being the start.
+
+    Raises:
+        RagxError: a loss or gradient is not finite; the retriever is as it was at the start.
+    """
     loss_of, dev_loss = objective(retriever, train, dev, settings)
-    encoder = [p for side in retriever.encoders() for p in side.parameters() if p.requires_grad]
-    prior = [p for p in retriever.prior.parameters() if p.requires_grad]
-    groups = [
-        {"params": encoder, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
-        {"params": prior, "lr": settings.prior_learning_rate, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = _optimizer_of(retriever, settings)
     total = settings.epochs * -(-len(train) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / total))
-    best, best_state, bad, done, kept = dev_loss(), snapshot(retriever), 0, 0, 0
+    start, best, bad, done, kept = snapshot(retriever), dev_loss(), 0, 0, 0
+    best_state = start
+    if not math.isfinite(best):
+        raise RagxError(_NOT_FINITE.format("before the first step", "loss of the dev set", "try another encoder.model"))
     for epoch in range(settings.epochs):
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed + epoch)).tolist()
-        for start in range(0, len(order), settings.batch_size):
-            loss = loss_of(order[start : start + settings.batch_size]).mean()
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_([*encoder, *prior], settings.max_grad_norm)
-            optimizer.step()
+        broken = None
+        for first in range(0, len(order), settings.batch_size):
+            loss = loss_of(order[first : first + settings.batch_size]).mean()
+            if broken := _step(loss, optimizer, settings.max_grad_norm):
+                break
             schedule.step()
             done += 1
             progress("retriever warm-up", done, total)
-        nll = dev_loss()
+        nll = math.nan if broken else dev_loss()
+        if not math.isfinite(nll):
+            retriever.load_state_dict(start)
+            what = broken or "loss of the dev set"
+            raise RagxError(_NOT_FINITE.format(f"epoch {epoch + 1}", what, "lower finetune.warmup_learning_rate"))
         if dev and nll >= best:
             bad += 1
             if bad == PATIENCE:
@@ -119,6 +126,29 @@ def warm_up(
     log.info("retriever warm-up: %d epochs, dev -log p(gold passage) %.3f nats", epoch + 1, best)
     progress("retriever warm-up", total, total)
     return kept
+
+
+def _optimizer_of(retriever: Retriever, settings: WarmupSettings) -> torch.optim.Optimizer:
+    encoder = [p for side in retriever.encoders() for p in side.parameters() if p.requires_grad]
+    prior = [p for p in retriever.prior.parameters() if p.requires_grad]
+    groups = [
+        {"params": encoder, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
+        {"params": prior, "lr": settings.prior_learning_rate, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups)
+
+
+def _step(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> str | None:
+    """One optimizer step; or what is not finite, and no weight has changed."""
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    norm = torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], max_grad_norm)
+    if not torch.isfinite(loss):
+        return "loss"
+    if not torch.isfinite(norm):
+        return "gradient"
+    optimizer.step()
+    return None
 
 
 def objective(

@@ -1,16 +1,27 @@
 """What is wrong is said in one line that names the place; the exit code is 2; nothing half written stays."""
 
+import dataclasses
 import errno
+import io
 import json
 import resource
 import shutil
 import signal
+import sys
 import warnings
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from ragx import stages
-from ragx.artifacts import untrusted
+from ragx.artifacts import fingerprint, untrusted
+from ragx.config import load_config
+from ragx.errors import DataError
+from ragx.index.encoder import Encoder
+from ragx.rag.causal import CausalGenerator
 
 
 def refused(done, *named, problems=1):
@@ -161,6 +172,29 @@ def test_question_that_leaves_no_room(cli, indexed):
 @pytest.mark.parametrize("question", ["", "  "])
 def test_empty_question(cli, tiny_config, question):
     refused(cli("ask", question, "-q", "-c", tiny_config()), "the question is empty")
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_question_that_is_no_text(cli, indexed, tiny_config, flags):
+    refused(cli("ask", "caf\udce9?", *flags, "-q", "-c", tiny_config()), "the question is not UTF-8; type it again")
+    stdin = io.TextIOWrapper(io.BytesIO(b"Who?\n\nWhat?\ncaf\xe9?\nWhere?\n"), encoding="utf-8")
+    done = cli("ask", *flags, "-q", "-c", indexed(), stdin=stdin)
+    refused(done, "stdin:4: the question is not UTF-8; convert it, such as with iconv")
+
+
+def test_question_that_is_no_text_does_not_end_a_conversation(cli, indexed):
+    class Terminal(io.TextIOWrapper):
+        def isatty(self):
+            return True
+
+    stdin = Terminal(io.BytesIO(b"caf\xe9?\nWho lights the kiln?\n"), encoding="utf-8")
+    done = cli("ask", "-c", indexed(), stdin=stdin)
+    assert (done.code, done.err.count("kiln#0"), done.err.count("not UTF-8")) == (0, 1, 1), done.err
+
+
+def test_question_with_half_of_a_surrogate_pair_from_python(indexed):
+    with pytest.raises(DataError, match="holds half of a surrogate pair, which is no text"):
+        stages.ask(load_config(indexed()), "caf\udce9?")
 
 
 # --- index and model
@@ -323,6 +357,119 @@ def test_no_tuned_model(cli, indexed):
     refused(cli("ask", "Who?", "--model", "tuned", "-q", "-c", indexed()), "runs/tiny/model", "run: ragx finetune")
 
 
+def edit_manifest(folder, **changes):
+    """The manifest of a folder with other facts (None: without that one), sealed again."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8")) | changes
+    content = {name: value for name, value in manifest.items() if name != "seal" and value is not None}
+    sealed = {**content, "seal": fingerprint(content)}
+    (folder / "manifest.json").write_text(json.dumps(sealed), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "named"),
+    [
+        (None, "ask: ", "tuned with encoder.query_prefix: '', configured is 'ask: '"),
+        ("ask: ", None, "tuned with encoder.query_prefix: 'ask: ', configured is ''"),
+        ("ask: ", "find: ", "tuned with encoder.query_prefix: 'ask: ', configured is 'find: '"),
+    ],
+)
+def test_tuned_with_another_query_prefix(cli, indexed, tiny_config, tmp_path, before, now, named):
+    config = indexed("t5", encoder={"query_prefix": before})
+    assert cli("finetune", "-q", "-c", config).code == 0
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+    config = tiny_config("t5", encoder={"query_prefix": now})
+    model = tmp_path / "runs/tiny/model"
+    for arguments in (["ask", "Who?"], ["eval"]):
+        refused(cli(*arguments, "-q", "-c", config), model, f"{named}; set it back, or run: ragx finetune")
+    assert cli("ask", "Who?", "--model", "base", "-q", "-c", config).code == 0
+    edit_manifest(model, query_prefix=None)  # as ragx wrote it before
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+
+
+def test_the_models_own_query_prefix_said_in_other_words_is_the_same(cli, indexed):
+    config = indexed("t5")
+    assert cli("finetune", "-q", "-c", config).code == 0
+    assert cli("ask", "Who?", "-q", "-c", config, "--set", "encoder.query_prefix=''").code == 0
+
+
+@pytest.fixture
+def spoiled(monkeypatch, tiny_models, tmp_path):
+    """spoiled("encoder") -> a generator, after which the questions' vectors are NaN; spoiled("generator") -> one that
+    gives NaN as soon as it reads or writes a certain word."""
+
+    def spoil(part):
+        if part == "encoder":
+            own = Encoder.forward
+            monkeypatch.setattr(Encoder, "forward", lambda self, texts: own(self, texts) * torch.nan)
+            return "causal"
+        folder = tmp_path / "spoiled"
+        shutil.copytree(tiny_models.causal, folder)
+        weights = load_file(folder / "model.safetensors")
+        (token,) = AutoTokenizer.from_pretrained(folder)("Who")["input_ids"]
+        weights["model.embed_tokens.weight"][token] = torch.nan
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        return {"model": str(folder)}
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--json"], ["--set", "rag.marginal=token"], ["--set", "retrieval.prior=corpus"]]
+)
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+def test_question_whose_vector_is_not_finite(cli, indexed, spoiled, kind, mode, flags):
+    config = indexed(spoiled("encoder"), index={"kind": kind}, retrieval={"mode": mode})
+    refused(
+        cli("ask", "Who?", *flags, "-q", "-c", config), "vector of 'Who?' is not finite; name another encoder.model"
+    )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--json"], ["--set", "rag.marginal=token"], ["--set", "rag.decoding=fast", "--set", "rag.num_beams=2"]],
+)
+def test_answer_whose_probability_is_not_finite(cli, indexed, spoiled, flags):
+    config = indexed(spoiled("generator"))
+    assert cli("ask", "When?", *flags, "-q", "-c", config).code == 0
+    done = cli("ask", "Who?", *flags, "-q", "-c", config)
+    refused(
+        done, "the generator gives probabilities that are no numbers; try dtype: float32, or another generator.model"
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "flag"),
+    [
+        ("advance", "rag.marginal=sequence"),
+        ("advance", "rag.marginal=token"),
+        ("advance", "rag.num_beams=3"),
+        ("score", "rag.marginal=sequence"),
+        ("score", "rag.num_beams=3"),
+    ],
+)
+def test_answer_that_breaks_while_it_is_written_or_scored(cli, indexed, monkeypatch, step, flag):
+    config = indexed()
+    own = getattr(CausalGenerator, step)
+
+    def broken(self, state, tokens):
+        found = own(self, state, tokens)
+        if step == "score":
+            return found[0] * torch.nan, found[1]
+        return dataclasses.replace(found, log_probs=found.log_probs * torch.nan)
+
+    monkeypatch.setattr(CausalGenerator, step, broken)
+    done = cli("ask", "Who?", "-q", "-c", config, "--set", flag)
+    refused(done, "the generator gives probabilities that are no numbers")
+
+
+@pytest.mark.parametrize("part", ["encoder", "generator"])
+def test_evaluation_of_a_model_that_gives_nan(cli, indexed, spoiled, standing, part):
+    config = indexed(spoiled(part))
+    refused(cli("eval", "-q", "--split", "train", "-c", config), "is not finite" if part == "encoder" else "no numbers")
+    assert not standing("eval")
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_baseline_that_cannot_be_read(cli, indexed, tmp_path, content):
     path = tmp_path / "test.base.report.json"
@@ -385,12 +532,46 @@ def test_disk_that_refuses(cli, tiny_config, monkeypatch, error):
     refused(cli("index", "-q", "-c", tiny_config()), "/some/file: the reason")
 
 
-def test_out_of_memory(cli, tiny_config, monkeypatch):
-    def refuse(*_, **__):
-        raise MemoryError
+def too_much(kind):
+    """Memory runs out, as Python, numpy, torch on a processor and on a GPU, and the system say it."""
+    match kind:
+        case "python":
+            raise MemoryError
+        case "numpy":
+            np.empty(1 << 50, dtype=np.uint8)
+        case "torch":
+            torch.empty(1 << 50, dtype=torch.uint8)
+        case "gpu":
+            raise torch.OutOfMemoryError
+        case "system":
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr(stages, "build_index", refuse)
-    refused(cli("index", "-q", "-c", tiny_config()), "out of memory")
+
+@pytest.mark.parametrize("kind", ["python", "numpy", "torch", "gpu", "system"])
+def test_out_of_memory(cli, tiny_config, monkeypatch, kind):
+    monkeypatch.setattr(stages, "build_index", lambda *_, **__: too_much(kind))
+    refused(cli("index", "-q", "-c", tiny_config()), "out of memory; lower ", "encoder.batch_size")
+
+
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        (["index"], "index.encoder.Encoder.encode_tokens"),
+        (["ask", "Who?"], "rag.model.RagModel.answer"),
+        (["eval"], "rag.model.RagModel.answer"),
+        (["finetune"], "training.warmup.retriever_loss"),
+        (["finetune"], "training.loop.dev_monitor"),
+        (["finetune"], "training.loop.torch.optim.AdamW.step"),
+        (["ask", "Who?"], "rag.generators.AutoModelForSeq2SeqLM.from_pretrained"),
+    ],
+    ids=["index", "ask", "eval", "warm-up", "dev set", "optimizer", "opening a model"],
+)
+def test_out_of_memory_anywhere(cli, indexed, tiny_config, standing, monkeypatch, command, where):
+    config = tiny_config("t5") if command == ["index"] else indexed("t5", finetune={"warmup_epochs": 1})
+    before = standing("index", "model")
+    monkeypatch.setattr(f"ragx.{where}", lambda *_, **__: too_much("torch"))
+    refused(cli(*command, "-q", "-c", config), "out of memory; lower ")
+    assert standing("index", "model") == before
 
 
 @pytest.mark.parametrize("stage", ["check", "build_index", "finetune", "evaluate", "Answerer"])
@@ -406,9 +587,18 @@ def test_interrupt_is_130(cli, tiny_config, monkeypatch, stage):
     assert "Traceback" not in done.err
 
 
-def test_termination_is_143(cli, tiny_config, monkeypatch):
-    monkeypatch.setattr(stages, "check", lambda *_: signal.raise_signal(signal.SIGTERM))
-    assert cli("check", "-c", tiny_config()).code == 143
+@pytest.mark.parametrize("command", ["check", "finetune"])
+def test_termination_is_143_and_says_how_to_go_on(cli, tiny_config, monkeypatch, command):
+    monkeypatch.setattr(stages, command, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    done = cli(command, "-c", tiny_config())
+    assert (done.code, done.out) == (143, "")
+    assert done.err == "ragx: terminated; the same command goes on from here (finetune: with --resume)\n"
+
+
+def test_another_end_by_a_library_keeps_its_code(cli, tiny_config, monkeypatch):
+    monkeypatch.setattr(stages, "check", lambda *_: sys.exit(7))
+    done = cli("check", "-c", tiny_config())
+    assert (done.code, done.err) == (7, "")
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, AssertionError, EOFError, RuntimeError, FileNotFoundError])

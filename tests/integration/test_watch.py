@@ -161,22 +161,36 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(training, monkeypatch):
     assert done["rollbacks"] == 1 and are_finite(config)
 
 
-def test_out_of_memory_takes_fewer_questions_at_once(training, monkeypatch, read_metrics):
+def of_a_gpu():
+    raise torch.OutOfMemoryError
+
+
+def of_the_machine():
+    torch.empty(1 << 50, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("out_of_memory", [of_a_gpu, of_the_machine])
+def test_out_of_memory_takes_fewer_questions_at_once(out_of_memory, training, monkeypatch, read_metrics):
     """T5 in float32: the losses are those of the undisturbed run to 1e-5, for only the order of sums differs."""
     config, _, warnings = training(epochs=2)
     assert warnings == []
     own = RagModel.forward
 
+    looks = []
+
     def scarce(self, questions, *rest):
         if torch.is_grad_enabled() and len(questions) > 1:
-            raise torch.OutOfMemoryError
+            out_of_memory()
+        looks.extend([] if torch.is_grad_enabled() else [len(questions)])
         return own(self, questions, *rest)
 
     monkeypatch.setattr(RagModel, "forward", scarce)
     other, _, warnings = training(epochs=2, name="scarce")
     assert warnings == [f"out of memory with {n} questions at once; going on with {n // 2}" for n in (4, 2)]
-    for one, two in zip(read_metrics(config.run_dir), read_metrics(other.run_dir), strict=True):
-        assert one["nll"] == pytest.approx(two["nll"], rel=1e-5, abs=1e-5)
+    for split in ("train", "dev"):
+        for one, two in zip(read_metrics(config.run_dir, split), read_metrics(other.run_dir, split), strict=True):
+            assert one["nll"] == pytest.approx(two["nll"], rel=1e-5, abs=1e-5)
+    assert looks == [4] + [1] * 8, "the dev set at the start, then one question at once after each of two epochs"
 
 
 def test_out_of_memory_with_one_question_is_an_error(cli, tiny_config, monkeypatch):

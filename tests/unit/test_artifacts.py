@@ -19,6 +19,7 @@ from ragx.artifacts import (
     new_folder,
     read_manifest,
     recover_folder,
+    remove_folder,
     untrusted,
     write_json,
     write_text,
@@ -170,6 +171,46 @@ def test_recover_folder_prefers_the_new_one(thing):
     old.mkdir()
     recover_folder(thing)
     assert read_manifest(thing, KIND, REMEDY)["colour"] == "red"
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "file"])
+@pytest.mark.parametrize("name", ["thing", ".thing.tmp", ".thing.old"])
+def test_what_is_no_folder_is_replaced_and_what_a_link_points_to_stays(tmp_path, kind, name):
+    target, place = tmp_path / "target", tmp_path / "here" / name
+    place.parent.mkdir()
+    if kind == "link":
+        target.mkdir()
+        (target / "mine").touch()
+    place.write_text("mine") if kind == "file" else place.symlink_to(target)
+    for colour in ("red", "blue"):
+        with new_folder(tmp_path / "here" / "thing", KIND, colour=colour):
+            pass
+        assert read_manifest(tmp_path / "here" / "thing", KIND, REMEDY)["colour"] == colour
+        assert [path.name for path in place.parent.iterdir()] == ["thing"]
+    assert [path.name for path in target.glob("*")] == (["mine"] if kind == "link" else [])
+
+
+def test_remove_folder_takes_a_link_and_leaves_what_it_points_to(thing):
+    link = thing.with_name("link")
+    link.symlink_to(thing)
+    remove_folder(link)
+    assert [path.name for path in thing.parent.iterdir()] == ["thing"]
+    assert read_manifest(thing, KIND, REMEDY)["colour"] == "red"
+    remove_folder(thing)
+    assert list(thing.parent.iterdir()) == []
+
+
+def test_a_kill_while_a_folder_is_removed_leaves_it_gone(thing, monkeypatch):
+    def killed(path, **_):
+        (path / "empty").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(artifacts.shutil, "rmtree", lambda path, **_: killed(path) if path.exists() else None)
+        remove_folder(thing)
+    assert not thing.exists()
+    remove_folder(thing)
+    assert list(thing.parent.iterdir()) == []
 
 
 def truncate(path):
