@@ -57,9 +57,6 @@ CONCENTRATED = (6.0, 0.0, -0.5, -1.0, -1.5)
 MASS = 0.99
 """`finetune.posterior_mass` by default."""
 
-AT_ONCE = PAIRS_A_PASS // K
-"""Questions that go through the generator at once when `finetune.micro_batch_size: auto`."""
-
 MEMORY = {
     "pieces": "training_step_memory",
     "whole": "training_step_memory_whole",
@@ -68,6 +65,11 @@ MEMORY = {
 """Ways to take a step whose memory is compared, and the claims of it."""
 
 Step = Callable[[], float]
+
+
+def at_once(device: str) -> int:
+    """Questions that go through the generator at once when `finetune.micro_batch_size: auto`."""
+    return PAIRS_A_PASS["cpu" if device == "cpu" else "cuda"] // K
 
 
 class Problem:
@@ -226,7 +228,7 @@ class Comparison:
             name, suffix, peer = "transformers RagSequenceForGeneration", "", problem.rag(tuned, PADDED)
             self.claim("training_step_exact", problem.ours(flat), problem.rag(flat, PADDED), name)
             self.claim("training_step_exact_trimmed", problem.ours(flat), problem.rag(flat, None), name)
-            halves = problem.ours(flat, at_once=AT_ONCE)
+            halves = problem.ours(flat, at_once=at_once(self.device))
             self.claim("training_step_exact_pieces", halves, problem.rag(flat, PADDED), name)
             problem.generator.recompute = True
             self.claim("training_step_exact_recompute", problem.ours(flat), problem.rag(flat, PADDED), name)
@@ -254,7 +256,7 @@ def peak_memory(which: str, device: str) -> float:
     if which == "peer":
         step = problem.rag(problem.flat, PADDED)
     else:
-        step = problem.ours(problem.flat, at_once=None if which == "whole" else AT_ONCE)
+        step = problem.ours(problem.flat, at_once=None if which == "whole" else at_once(device))
     problem.generator.model.zero_grad(set_to_none=False)
     return peak_mib(step, device)
 

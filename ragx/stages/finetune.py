@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 
 WHOLE_BELOW = 500_000_000
 """Encoder-decoder generators with fewer weights are trained whole when `lora: auto`; causal ones never are."""
-PAIRS_A_PASS = 16
-"""(question, passage) pairs that go through the generator with gradient at once when `micro_batch_size: auto`."""
+PAIRS_A_PASS = {"cpu": 16, "cuda": 64}
+"""(question, passage) pairs that go through the generator with gradient at once when `micro_batch_size: auto`: on a GPU
+launching takes longer than computing where they are few."""
 
 
 def finetune(
@@ -170,7 +171,8 @@ def _train_settings(config: Config, policy: Policy) -> TrainSettings:
 
     section = config.finetune
     top_k = section.top_k or config.retrieval.top_k
-    micro = max(1, PAIRS_A_PASS // top_k) if section.micro_batch_size == "auto" else section.micro_batch_size
+    pairs = PAIRS_A_PASS["cuda" if compute_device(config).startswith("cuda") else "cpu"]
+    micro = max(1, pairs // top_k) if section.micro_batch_size == "auto" else section.micro_batch_size
     micro = math.ceil(section.batch_size / math.ceil(section.batch_size / micro))
     shared = {field.name for field in dataclasses.fields(TrainSettings)} & set(type(section).model_fields)
     values = {name: getattr(section, name) for name in shared}

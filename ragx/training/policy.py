@@ -17,10 +17,9 @@ QUESTION_SIDE: tuple[Part, ...] = ("question_encoder", "generator")
 BOTH_SIDES: tuple[Part, ...] = ("question_encoder", "passage_encoder", "generator")
 FEW = 300
 """Questions below which only adapters of the generator are trained."""
-READING_EPOCHS = 2
-JOINT_EPOCHS, JOINT_EPOCHS_ALONE = 1, 3
-"""Joint epochs after reading ones, and without."""
-LEAST_STEPS, MOST_EPOCHS = 30, 10
+READING, JOINT, JOINT_ALONE = (2, 30), (1, 10), (3, 30)
+"""Least epochs and steps of reading, of joint training after it, and of joint training alone."""
+MOST_EPOCHS = 10
 PASSAGES_UP_TO = {"cpu": 5_000, "cuda": 100_000}
 """Passages up to which their encoder is trained, too: all of them are encoded anew before the first step and at the
 end, which takes some minutes for so many."""
@@ -68,12 +67,12 @@ def choose(
     trained = parts or (BOTH_SIDES if both else QUESTION_SIDE)
     steps = max(1, math.ceil((questions - held_out) / batch_size))
 
-    def at_least(wanted: int) -> int:
-        return min(MOST_EPOCHS, max(wanted, math.ceil(LEAST_STEPS / steps)))
+    def at_least(least_epochs: int, least_steps: int) -> int:
+        return min(MOST_EPOCHS, max(least_epochs, math.ceil(least_steps / steps)))
 
-    reading = at_least(READING_EPOCHS) if reading_epochs == "auto" else reading_epochs
+    reading = at_least(*READING) if reading_epochs == "auto" else reading_epochs
     reading = reading if "generator" in trained else 0
-    joint = at_least(JOINT_EPOCHS if reading else JOINT_EPOCHS_ALONE) if epochs == "auto" else epochs
+    joint = at_least(*(JOINT if reading else JOINT_ALONE)) if epochs == "auto" else epochs
     folds = min(cross_fit, questions - held_out)
     few = questions < FEW
     told = [

@@ -22,14 +22,15 @@ AUTO = {
     ("questions", "changed", "expected"),
     [
         (12, {}, (10, 10, 0, 0, True)),
-        (39, {}, (10, 10, 0, 0, True)),
-        (40, {}, (10, 10, 6, 0, True)),
-        (100, {}, (5, 5, 15, 0, True)),
-        (100, {"has_dev": True}, (5, 5, 0, 0, True)),
-        (299, {}, (2, 2, 45, 0, True)),
-        (300, {}, (2, 2, 45, 0, False)),
+        (39, {}, (10, 4, 0, 0, True)),
+        (40, {}, (10, 4, 6, 0, True)),
+        (100, {}, (5, 2, 15, 0, True)),
+        (100, {"has_dev": True}, (5, 2, 0, 0, True)),
+        (299, {}, (2, 1, 45, 0, True)),
+        (300, {}, (2, 1, 45, 0, False)),
         (5000, {}, (2, 1, 200, 0, False)),
         (5000, {"reading_epochs": 0}, (0, 3, 200, 0, False)),
+        (100, {"reading_epochs": 0}, (0, 5, 15, 0, True)),
         (5000, {"parts": ("question_encoder",)}, (0, 3, 200, 0, False)),
         (100, {"reading_epochs": 1, "epochs": 2, "dev_share": 0.0}, (1, 2, 0, 0, True)),
         (12, {"dev_share": 0.25, "cross_fit": 3}, (10, 10, 3, 3, True)),
@@ -67,7 +68,7 @@ def test_the_line_says_what_was_chosen_and_why():
     assert "\n" not in text
     for part in ("100 training questions are few", "LoRA", "15 of them held out", "4 folds"):
         assert part in text
-    assert "5 epochs on one right passage each; at most 5 joint epochs" in text
+    assert "5 epochs on one right passage each; at most 2 joint epochs" in text
     assert "right passage" not in choose(100, **{**AUTO, "reading_epochs": 0}).text
     assert "none held out" in choose(12, **AUTO).text
     assert "the dev set says" in choose(1000, **{**AUTO, "has_dev": True}).text
