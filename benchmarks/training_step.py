@@ -48,7 +48,7 @@ from ragx.rag.generator import Generator, Pair, pad_rows
 from ragx.rag.model import RagModel
 from ragx.rag.prompts import PromptSettings
 from ragx.stages.finetune import PAIRS_A_PASS
-from ragx.training.loop import cut
+from ragx.training.batches import cut
 
 K = 5
 CONCENTRATED = (6.0, 0.0, -0.5, -1.0, -1.5)

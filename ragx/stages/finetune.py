@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ragx.rag.model import RagModel
     from ragx.rag.retriever import Retriever
     from ragx.training.checkpoints import Position
-    from ragx.training.loop import TrainSettings
     from ragx.training.policy import Policy
+    from ragx.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def _require_enough_passages(config: Config, passages: int) -> None:
 
 
 def _train_settings(config: Config, policy: Policy) -> TrainSettings:
-    from ragx.training.loop import TrainSettings
+    from ragx.training.settings import TrainSettings
 
     section = config.finetune
     top_k = section.top_k or config.retrieval.top_k

@@ -8,81 +8,29 @@ process's steps.
 import dataclasses
 import logging
 import math
-import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ragx.errors import ConfigError, RagxError, is_out_of_memory
-from ragx.rag.model import Loss, RagModel
-from ragx.rag.retriever import Retrieval
+from ragx.rag.model import RagModel
 from ragx.records import Example, Progress
 from ragx.training import checkpoints, refresh, watch
+from ragx.training.batches import batch_of, cut, fewer, pieces
 from ragx.training.checkpoints import Position
 from ragx.training.crossfit import Hits, TrainingRetrieval
+from ragx.training.optimizer import optimizer_of
+from ragx.training.passes import autocast, dev_monitor, forward
 from ragx.training.processes import Processes
+from ragx.training.settings import TrainSettings
 from ragx.training.watch import Monitor
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """Epochs, questions a step and a pass, learning rates, where to stop, and what is added to the plain loss: the
-    weight of the retriever's distillation, passages of K that are drawn, whether answers are drawn."""
-
-    epochs: int
-    batch_size: int
-    micro_batch_size: int
-    top_k: int
-    posterior_mass: float
-    learning_rate: float
-    retriever_learning_rate: float
-    prior_learning_rate: float
-    weight_decay: float
-    warmup_ratio: float
-    max_grad_norm: float
-    patience: int
-    checkpoint_steps: int
-    rollbacks: int
-    sample_answers: int
-    seed: int
-    dtype: torch.dtype
-    max_steps: int | None = None
-    tracker: str | None = None
-    distillation: float = 0.0
-    distractors: int = 0
-    answers: str = "first"
-    refresh_steps: int = 20
-    refresh_cosine: float = 0.9
-    reading_epochs: int = 0
-
-    def steps(self, questions: int) -> int:
-        """Optimizer steps of the whole training."""
-        return self.reading_steps(questions) + self._bounded(self.epochs, questions)
-
-    def reading_steps(self, questions: int) -> int:
-        """Optimizer steps on one right passage a question, before the joint ones."""
-        return self._bounded(self.reading_epochs, questions)
-
-    def _bounded(self, epochs: int, questions: int) -> int:
-        steps = epochs * self.steps_per_epoch(questions)
-        return steps if self.max_steps is None else min(steps, self.max_steps)
-
-    def steps_per_epoch(self, questions: int) -> int:
-        """Optimizer steps of one epoch."""
-        return math.ceil(questions / self.batch_size)
-
-    def evaluations(self, questions: int) -> int:
-        """Looks at the dev set: before the first step, after every epoch and at the end."""
-        return 1 + math.ceil(self.steps(questions) / self.steps_per_epoch(questions))
 
 
 def train(
@@ -243,12 +191,12 @@ class _Joint:
             self.optimizer.zero_grad()
             try:
                 computed = [
-                    self._backward(batch, piece) for part in parts for piece in _pieces(part, more * self._at_once)
+                    self._backward(batch, piece) for part in parts for piece in pieces(part, more * self._at_once)
                 ]
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._at_once = _fewer(self._at_once, error)
+                self._at_once = fewer(self._at_once, error)
         table = self.processes.table(len(batch), watch.FIXED_COLUMNS + width, computed)
         self.processes.sum_gradients(self.parameters)
         return table
@@ -427,91 +375,6 @@ class _Joint:
             self.tracker.end_training()
 
 
-def forward(
-    model: RagModel, part: Sequence[Example], settings: TrainSettings, retrieval: Retrieval | None = None
-) -> Loss:
-    """The loss of some questions on their first answers, in the dtype of the settings."""
-    with autocast(model, settings):
-        questions, answers = [e.question for e in part], [e.answers[0] for e in part]
-        loss: Loss = model(questions, answers, settings.top_k, settings.posterior_mass, retrieval)
-        return loss
-
-
-@torch.no_grad()
-def dev_monitor(
-    model: RagModel, dev: Sequence[Example], settings: TrainSettings, processes: Processes, at_once: int
-) -> Monitor:
-    """The monitor over a whole dev set, the same in all processes, each of which takes `at_once` questions at once."""
-    parts = processes.share(_pieces(range(len(dev)), settings.micro_batch_size))
-    computed = []
-    for rows in [piece for part in parts for piece in _pieces(part, at_once)]:
-        part = dev[rows.start : rows.stop]
-        computed.append((rows, watch.rows_of(forward(model, part, settings), part)))
-    return watch.monitor_of(processes.table(len(dev), watch.FIXED_COLUMNS + settings.top_k, computed))
-
-
-def batch_of(examples: Sequence[Example], settings: TrainSettings, epoch: int, offset: int) -> list[Example]:
-    """Batch number `offset` of an epoch, whose order and drawn answers follow from the seed alone."""
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
-    order = torch.randperm(len(examples), generator=generator).tolist()
-    batch = [examples[row] for row in order[offset * settings.batch_size : (offset + 1) * settings.batch_size]]
-    return batch if settings.answers == "first" else [with_drawn_answer(e, settings.seed, epoch) for e in batch]
-
-
-def with_drawn_answer(example: Example, seed: int, epoch: int) -> Example:
-    """The example with one of its answers alone, drawn by seed, epoch and question."""
-    drawn = random.Random(f"{seed} {epoch} {example.id}").choice(example.answers)
-    return dataclasses.replace(example, answers=(drawn,))
-
-
-def cut(questions: int, most: int, processes: int) -> list[range]:
-    """Parts of a batch with at most `most` questions each, of like size, as many for each process where possible."""
-    count = min(questions, processes * math.ceil(questions / (processes * most)))
-    edges = [questions * part // count for part in range(count + 1)]
-    return [range(start, stop) for start, stop in pairwise(edges)]
-
-
-def _pieces(part: range, most: int) -> list[range]:
-    return [part[start : start + most] for start in range(0, len(part), most)]
-
-
-def _fewer(at_once: int, error: BaseException) -> int:
-    """How many questions to try at once after memory ran out."""
-    if at_once == 1:
-        raise RagxError(
-            "out of memory with one question at once; say finetune.gradient_checkpointing: true, "
-            "or lower finetune.top_k or generator.max_input_tokens"
-        ) from error
-    log.warning("out of memory with %d questions at once; going on with %d", at_once, at_once // 2)
-    return at_once // 2
-
-
-def optimizer_of(
-    model: RagModel, settings: TrainSettings, total: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW with one group a part and none of its decay on biases, norms and the prior; linear warm-up and decay."""
-    groups: list[dict[str, object]] = []
-    parts: list[tuple[nn.Module, float, float]] = [
-        (model.generator_module, settings.learning_rate, settings.weight_decay),
-        *((encoder, settings.retriever_learning_rate, settings.weight_decay) for encoder in model.retriever.encoders()),
-        (model.retriever.prior, settings.prior_learning_rate, 0.0),
-    ]
-    for part, rate, decay in parts:
-        parameters = [parameter for parameter in part.parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-        others = [parameter for parameter in parameters if parameter.ndim <= 1]
-        groups += [{"params": matrices, "lr": rate, "weight_decay": decay}] if matrices else []
-        groups += [{"params": others, "lr": rate, "weight_decay": 0.0}] if others else []
-    if model.null_bias is not None:
-        groups.append({"params": [model.null_bias], "lr": settings.prior_learning_rate, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups)
-    warm = max(1, round(settings.warmup_ratio * total))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warm) * max(0.0, 1 - step / (total + 1))
-    )
-    return optimizer, schedule
-
-
 def _tracker(model: RagModel, settings: TrainSettings, folder: Path) -> Accelerator:
     on_cpu = model.generator.device.type == "cpu"
     try:
@@ -522,9 +385,3 @@ def _tracker(model: RagModel, settings: TrainSettings, folder: Path) -> Accelera
         raise ConfigError(f"finetune.tracker: {settings.tracker} is not installed; pip install {settings.tracker}")
     accelerator.init_trackers("ragx")
     return accelerator
-
-
-def autocast(model: RagModel, settings: TrainSettings) -> torch.autocast:
-    """Computing in the dtype of the settings."""
-    device = model.generator.device.type
-    return torch.autocast(device, settings.dtype, enabled=settings.dtype != torch.float32)

@@ -13,7 +13,7 @@ from ragx.rag.model import NULL_BIAS
 from ragx.records import Example
 from ragx.stages.models import open_model
 from ragx.training import crossfit, loop, policy
-from ragx.training.loop import with_drawn_answer
+from ragx.training.batches import with_drawn_answer
 from ragx.training.reading import right_passages
 from ragx.training.warmup import Supervised, WarmupSettings, snapshot, supervise
 

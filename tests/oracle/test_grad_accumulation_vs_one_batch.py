@@ -12,8 +12,9 @@ from ragx.config import load_config
 from ragx.corpus.questions import read_examples
 from ragx.stages.models import open_model
 from ragx.training import watch
-from ragx.training.loop import TrainSettings, _Joint
+from ragx.training.loop import _Joint
 from ragx.training.processes import Processes
+from ragx.training.settings import TrainSettings
 
 
 def settings(micro_batch_size, posterior_mass):

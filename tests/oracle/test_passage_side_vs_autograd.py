@@ -91,7 +91,7 @@ def test_gradient_equals_autograd(two_passes, tied, marginal, open_both):
     assert names and any(float(expected[name].abs().max()) > 1e-3 for name in names)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        bound = 1e-4 * max(1e-2, float(value.abs().max()))
+        bound = 1e-4 * max(2e-2, float(value.abs().max()))  # float32, and batches padded otherwise
         assert float((found[name] - value).abs().max()) <= bound, name
 
 

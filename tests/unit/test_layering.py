@@ -21,6 +21,7 @@ index.passages index.shards index.build index.estimate index.cluster index.store
 rag rag.marginal rag.retriever
 rag.prompts rag.lengths rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.beams rag.decoding
 rag.model rag.interop training training.processes training.watch training.checkpoints training.policy
+training.settings training.batches training.passes training.optimizer
 training.synthetic training.warmup training.refresh training.reading training.crossfit training.loop training.estimate
 training.curves training.card evaluation evaluation.text evaluation.statistic
 evaluation.matching evaluation.overlap evaluation.ranking evaluation.calibration evaluation.metrics

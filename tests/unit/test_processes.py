@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ragx.errors import ConfigError
-from ragx.training.loop import cut
+from ragx.training.batches import cut
 from ragx.training.processes import Processes
 
 
