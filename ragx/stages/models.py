@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,21 @@ if TYPE_CHECKING:
     from ragx.rag.retriever import Retriever
 
 MODEL_KIND = "ragx model"
-TunedParts = tuple[Path, Path, Path | None, tuple[float, float], float | None, str | None]
 Prepare = Callable[[Config, "Retriever", "Generator"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a model is opened from: the folders of its parts, the prior's temperature and lexical weight, the null bias
+    where there is one, and the prefix of questions that a tuned encoder learned with, where that is known."""
+
+    question_encoder: Path
+    generator: Path
+    temperature: float | str
+    lexical_weight: float | str
+    null_bias: float | None
+    adapter: Path | None = None
+    query_prefix: str | None = None
 
 
 def compute_device(config: Config) -> str:
@@ -220,34 +234,31 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     import torch
 
     from ragx.rag.generators import load_generator
-    from ragx.rag.model import NULL_BIAS, RagModel
+    from ragx.rag.model import RagModel
     from ragx.rag.retriever import RetrievalSettings, Retriever, starting_prior
 
     which = resolve_which(config, which)
     index = open_index(config, which)
-    encoder_folder, weights = pretrained_folders(config)
-    adapter, prior = None, (config.retrieval.temperature, config.retrieval.lexical_weight)
-    null_bias, learned_prefix = NULL_BIAS if config.rag.null_passage else None, None
-    if which == "tuned":
-        encoder_folder, weights, adapter, prior, null_bias, learned_prefix = _tuned_parts(config, index, weights)
-    encoder = _encoder(config, encoder_folder, "query")
-    _require_query_prefix(config, encoder, learned_prefix)
+    parts = _tuned_parts(config, index) if which == "tuned" else _pretrained_parts(config)
+    encoder = _encoder(config, parts.question_encoder, "query")
+    _require_query_prefix(config, encoder, parts.query_prefix)
     section = config.retrieval
     settings = RetrievalSettings(section.mode, section.top_k, section.candidates, section.prior)
     passage_side = _passage_side(config, encoder) if prepare and "passage_encoder" in config.finetune.named else None
-    retriever = Retriever(encoder, starting_prior(encoder, section.mode, *prior), index, settings, passage_side)
+    prior = starting_prior(encoder, section.mode, parts.temperature, parts.lexical_weight)
+    retriever = Retriever(encoder, prior, index, settings, passage_side)
     generator = load_generator(
-        weights,
-        generator_prompt(config, encoder, weights),
+        parts.generator,
+        generator_prompt(config, encoder, parts.generator),
         config.generator.max_answer_tokens,
         device=compute_device(config),
         dtype=torch.float32 if prepare else compute_dtype(config),
         allow_pickle=config.allow_pickle_weights,
-        adapter=adapter,
+        adapter=parts.adapter,
     )
     if prepare is not None:
         prepare(config, retriever, generator)
-    return RagModel(retriever, generator, config.rag.marginal, null_bias).to(compute_device(config))
+    return RagModel(retriever, generator, config.rag.marginal, parts.null_bias).to(compute_device(config))
 
 
 def _passage_side(config: Config, questions: Encoder) -> Encoder:
@@ -275,9 +286,16 @@ def generator_prompt(config: Config, encoder: Encoder, generator: Path) -> Promp
     )
 
 
-def _tuned_parts(config: Config, index: Index, base_generator: Path) -> TunedParts:
-    """Question encoder, generator, adapter, prior, null bias and prefix of questions of the tuned model, checked
-    against index and base generator."""
+def _pretrained_parts(config: Config) -> Parts:
+    from ragx.rag.model import NULL_BIAS
+
+    encoder, generator = pretrained_folders(config)
+    section, null_bias = config.retrieval, NULL_BIAS if config.rag.null_passage else None
+    return Parts(encoder, generator, section.temperature, section.lexical_weight, null_bias)
+
+
+def _tuned_parts(config: Config, index: Index) -> Parts:
+    """The parts of the tuned model, checked against index and pretrained generator."""
     from ragx.models import model_fingerprint
 
     folder = config.run_dir / "model"
@@ -297,13 +315,18 @@ def _tuned_parts(config: Config, index: Index, base_generator: Path) -> TunedPar
     if (null_bias is not None) != config.rag.null_passage:
         was = str(null_bias is not None).lower()
         raise ArtifactError(f"{folder}: tuned with rag.null_passage: {was}; say so, or run: ragx finetune")
-    prior = (manifest["prior"]["temperature"], manifest["prior"]["lexical_weight"])
-    prefix = manifest.get("query_prefix")
-    if not manifest["adapter"]:
-        return folder / "question_encoder", folder / "generator", None, prior, null_bias, prefix
-    if manifest["base_generator"] != model_fingerprint(base_generator):
+    base, adapter = pretrained_folders(config)[1], folder / "generator" if manifest["adapter"] else None
+    if adapter and manifest["base_generator"] != model_fingerprint(base):
         raise ArtifactError(f"{folder}: its adapter was trained on another generator; run: ragx finetune")
-    return folder / "question_encoder", base_generator, folder / "generator", prior, null_bias, prefix
+    return Parts(
+        folder / "question_encoder",
+        base if adapter else folder / "generator",
+        manifest["prior"]["temperature"],
+        manifest["prior"]["lexical_weight"],
+        null_bias,
+        adapter,
+        manifest.get("query_prefix"),
+    )
 
 
 def _require_query_prefix(config: Config, encoder: Encoder, learned: str | None) -> None:
