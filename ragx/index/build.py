@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,18 @@ def decides_vectors(facts: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in facts.items() if name not in ("wanted", "lexical")}
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """The right to write generations in `folder`, for whoever is about to build or merge: before the corpus is read or
+    the encoder loaded, so that a second job is refused at once.
+
+    Raises:
+        ArtifactError: another process has it.
+    """
+    with lock(folder / ".lock", WHAT):
+        yield
+
+
 def build(
     folder: Path,
     facts: dict[str, object],
@@ -104,28 +116,27 @@ def build(
     encode: Encode | None = None,
     left_out: Callable[[], int] = lambda: 0,
 ) -> Path:
-    """Build the next generation in `folder` and make it current; shards of an interrupted build are reused.
+    """Build the next generation in `folder` and make it current, as its `only_writer`; shards of an interrupted build
+    are reused.
 
     Passages that `base` holds too keep their vectors. `encode` may compute the others elsewhere. `left_out` is asked,
     when all passages are read, how many duplicates they went without.
 
     Raises:
-        ArtifactError: another process is building here.
         DataError: there is no passage.
         RagxError: a vector is not finite.
     """
-    with lock(folder / ".lock", WHAT):
-        plan = _plan(facts, settings, None if base is None else base.folder.name)
-        building = _building(folder, plan)
-        documents, count = store_passages(building / PASSAGES, passages, progress, left_out)
-        missing = _missing(building, plan, count)
-        if base is not None:
-            _encode_changed(building, plan, count, missing, base, encoder, progress)
-        elif encode is not None and missing:
-            encode(building, plan, missing)
-        else:
-            _encode_here(building, plan, encoder, set(missing), count, progress)
-        return _commit(folder, building, plan, settings, facts, (documents, count, encoder.dimension), progress)
+    plan = _plan(facts, settings, None if base is None else base.folder.name)
+    building = _building(folder, plan)
+    documents, count = store_passages(building / PASSAGES, passages, progress, left_out)
+    missing = _missing(building, plan, count)
+    if base is not None:
+        _encode_changed(building, plan, count, missing, base, encoder, progress)
+    elif encode is not None and missing:
+        encode(building, plan, missing)
+    else:
+        _encode_here(building, plan, encoder, set(missing), count, progress)
+    return _commit(folder, building, plan, settings, facts, (documents, count, encoder.dimension), progress)
 
 
 def build_part(
@@ -163,27 +174,26 @@ def merge(
     *,
     left_out: Callable[[], int] = lambda: 0,
 ) -> Path:
-    """Join the shards of all parts into the next generation and make it current.
+    """Join the shards of all parts into the next generation and make it current, as `only_writer` of `folder`.
 
     Raises:
         ArtifactError: shards are missing, damaged or of another plan; those that are right stay.
     """
     plan = _plan(facts, settings, None)
-    with lock(folder / ".lock", WHAT):
-        building = folder / ".building"
-        building.mkdir(parents=True, exist_ok=True)
-        if not _is_of_plan(building, plan):
-            (building / PASSAGES).unlink(missing_ok=True)
-            write_json(building / "plan.json", {"plan": plan.fingerprint})
-        documents, count = store_passages(building / PASSAGES, passages, progress, left_out)
-        absent = [number for number in range(_shards(plan, count)) if not shard_path(building, number).is_file()]
-        if absent:
-            shown = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
-            raise ArtifactError(
-                f"{building}: {len(absent)} of {_shards(plan, count)} shards are missing ({shown}); "
-                "run ragx index --shard i/n for every i first"
-            )
-        return _commit(folder, building, plan, settings, facts, (documents, count, dimension), progress)
+    building = folder / ".building"
+    building.mkdir(parents=True, exist_ok=True)
+    if not _is_of_plan(building, plan):
+        (building / PASSAGES).unlink(missing_ok=True)
+        write_json(building / "plan.json", {"plan": plan.fingerprint})
+    documents, count = store_passages(building / PASSAGES, passages, progress, left_out)
+    absent = [number for number in range(_shards(plan, count)) if not shard_path(building, number).is_file()]
+    if absent:
+        shown = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
+        raise ArtifactError(
+            f"{building}: {len(absent)} of {_shards(plan, count)} shards are missing ({shown}); "
+            "run ragx index --shard i/n for every i first"
+        )
+    return _commit(folder, building, plan, settings, facts, (documents, count, dimension), progress)
 
 
 def current_generation(folder: Path) -> Path | None:

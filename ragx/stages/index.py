@@ -41,9 +41,15 @@ def build_index(config: Config, progress: Progress = no_progress, *, update: boo
     Raises:
         RagxError: documents, model, disk or lock are at fault; the index in use stays as it was.
     """
-    _build(config, config.run_dir / "index", passage_encoder_loader(config), update, progress)
+    from ragx.index.build import only_writer
+
+    folder = config.run_dir / "index"
+    with only_writer(folder):
+        _build(config, folder, passage_encoder_loader(config), update, progress)
     if tuned := tuned_passage_encoder(config):
-        _build(config, tuned_index(config), tuned_passage_encoder_loader(config, tuned), update, progress)
+        folder = tuned_index(config)
+        with only_writer(folder):
+            _build(config, folder, tuned_passage_encoder_loader(config, tuned), update, progress)
     return index_stats(config)
 
 
@@ -84,13 +90,14 @@ def build_tuned_index(config: Config, index: Index, weights: Path, progress: Pro
     Raises:
         RagxError: disk or lock are at fault, or a vector is not finite; the tuned index in use stays as it was.
     """
-    from ragx.index.build import Source, build, facts_of
+    from ragx.index.build import Source, build, facts_of, only_writer
     from ragx.index.store import Index
 
-    encoder, settings = tuned_passage_encoder_loader(config, weights)(), index_settings(config)
-    source = Source(*(index.manifest[part] for part in ("corpus", "chunking", "encoding")))
     folder = tuned_index(config)
-    build(folder, facts_of(source, encoder, settings), settings, index.all_passages(), encoder, progress)
+    with only_writer(folder):
+        encoder, settings = tuned_passage_encoder_loader(config, weights)(), index_settings(config)
+        source = Source(*(index.manifest[part] for part in ("corpus", "chunking", "encoding")))
+        build(folder, facts_of(source, encoder, settings), settings, index.all_passages(), encoder, progress)
     return Index(folder, "ragx index")
 
 
@@ -115,17 +122,19 @@ def merge_index(config: Config, progress: Progress = no_progress) -> dict[str, A
     """Join the shards of all parts into the next index generation; returns `index_stats`.
 
     Raises:
-        ArtifactError: shards are missing, damaged or made for something else.
+        ArtifactError: shards are missing, damaged or made for something else, or another process is building here.
     """
-    from ragx.index.build import facts_of, merge
+    from ragx.index.build import facts_of, merge, only_writer
 
-    encoder, settings = passage_encoder(config), index_settings(config)
-    facts = facts_of(_source(config), encoder, settings)
-    write_text(config.run_dir / "config.yaml", dump_config(config))
-    duplicates = deduplicator(config)
-    passages = corpus_passages(config, corpus_documents(config), encoder.spans, duplicates)
-    folder, dimension = config.run_dir / "index", encoder.dimension
-    merge(folder, facts, settings, passages, dimension, progress, left_out=lambda: duplicates.removed)
+    folder = config.run_dir / "index"
+    with only_writer(folder):
+        encoder, settings = passage_encoder(config), index_settings(config)
+        facts = facts_of(_source(config), encoder, settings)
+        write_text(config.run_dir / "config.yaml", dump_config(config))
+        duplicates = deduplicator(config)
+        passages = corpus_passages(config, corpus_documents(config), encoder.spans, duplicates)
+        dimension = encoder.dimension
+        merge(folder, facts, settings, passages, dimension, progress, left_out=lambda: duplicates.removed)
     return index_stats(config)
 
 
