@@ -95,12 +95,13 @@ def decides_vectors(facts: dict[str, object]) -> dict[str, object]:
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """The right to write generations in `folder`, for whoever is about to build or merge: before the corpus is read or
-    the encoder loaded, so that a second job is refused at once.
+    the encoder loaded, so that a second job is refused at once. A damaged CURRENT is mended first.
 
     Raises:
         ArtifactError: another process has it.
     """
     with lock(folder / ".lock", WHAT):
+        _mend_current(folder)
         yield
 
 
@@ -210,6 +211,29 @@ def current_generation(folder: Path) -> Path | None:
     return folder / name
 
 
+def _mend_current(folder: Path) -> None:
+    """Where CURRENT is damaged or names nothing that is there, the newest generation is the one in use again: its
+    vectors need not be made a second time."""
+    pointer = folder / "CURRENT"
+    try:
+        generation = current_generation(folder)
+        if generation is None or generation.is_dir():
+            return
+        reason = f"{pointer}: names {generation.name}, which is gone"
+    except ArtifactError as error:
+        reason = str(error).removesuffix("; run: ragx index")
+    if numbers := _generations(folder):
+        write_text(pointer, f"v{max(numbers)}\n")
+        log.warning("%s; v%d is in use again", reason, max(numbers))
+    else:
+        pointer.unlink()
+        log.warning("%s; building it anew", reason)
+
+
+def _generations(folder: Path) -> list[int]:
+    return [int(path.name[1:]) for path in folder.glob("v*") if path.name[1:].isdigit()]
+
+
 def _plan(facts: dict[str, object], settings: Settings, base: str | None) -> Plan:
     relevant = {"format": FORMAT, "base": base, **decides_vectors(facts)}
     return Plan(relevant, settings.shard_size, settings.batch_tokens, settings.dtype)
@@ -304,7 +328,7 @@ def _commit(
     facts |= {"kind_of_index": built.kind, "factory": built.factory, "search": built.search}
     facts["recall@10"] = round(built.recall, 4)
     before = current_generation(folder)
-    numbers = [int(path.name[1:]) for path in folder.glob("v*") if path.name[1:].isdigit()]
+    numbers = _generations(folder)
     generation = folder / f"v{max(numbers, default=0) + 1}"
     with new_folder(generation, KIND, **facts) as beside:
         shutil.copyfile(building / PASSAGES, beside / PASSAGES)

@@ -227,6 +227,31 @@ def test_damaged_index_is_built_anew(cli, indexed, tmp_path, kind):
     assert cli("ask", "Who?", "-q", "-c", config).code == 0
 
 
+@pytest.mark.parametrize("pointer", [b"", b"\xff", b"x", b"v9\n"])
+def test_damaged_pointer_to_the_index_is_refused_and_mended(cli, indexed, tmp_path, pointer):
+    """Without encoding anything: the generation itself is whole."""
+    config, folder = indexed(), tmp_path / "runs/tiny/index"
+    (folder / "CURRENT").write_bytes(pointer)
+    refused(cli("ask", "Who?", "-q", "-c", config), folder / "CURRENT", "run: ragx index")
+    done = cli("index", "-q", "-c", config)
+    assert done.code == 0, done.err
+    assert "v1 is in use again" in " ".join(done.err.split())
+    assert (folder / "CURRENT").read_bytes() == b"v1\n"
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+
+
+@pytest.mark.parametrize("arguments", [["index"], ["index", "--update"], ["index", "--merge"]])
+def test_pointer_to_an_index_that_is_gone_is_mended(cli, indexed, tmp_path, arguments):
+    config, folder = indexed(), tmp_path / "runs/tiny/index"
+    if "--merge" in arguments:
+        assert cli("index", "--shard", "1/1", "-q", "-c", config).code == 0
+    shutil.rmtree(folder / "v1")
+    (folder / "CURRENT").write_bytes(b"v1")
+    done = cli(*arguments, "-q", "-c", config)
+    assert done.code == 0, done.err
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+
+
 def other_encoder(tiny_models, tmp_path):
     folder = tmp_path / "other-encoder"
     shutil.copytree(tiny_models.encoder, folder)
