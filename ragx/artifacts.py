@@ -222,5 +222,7 @@ def lock(path: Path, what: str, *, wait_seconds: float = 0) -> Iterator[None]:
             yield
             owner.unlink(missing_ok=True)
     except Timeout:
-        holder = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+        holder = "another process"
+        with suppress(OSError):  # it may just have finished
+            holder = owner.read_text(encoding="utf-8") or holder
         raise ArtifactError(f"{path}: {what} is being written by {holder}; wait for it or stop it") from None

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 KIND = "ragx index"
 WHAT = "this index"
+PART_WAIT_SECONDS = 60
+"""How long a part waits while another one prepares the folder that all of them write to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,17 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def only_maker(folder: Path, part: int, parts: int) -> Iterator[None]:
+    """The right to make one part of several in `folder`; other parts are made beside it.
+
+    Raises:
+        ArtifactError: another process has it.
+    """
+    with lock(folder / f".lock-{part}-of-{parts}", f"part {part} of {parts}"):
+        yield
+
+
 def build(
     folder: Path,
     facts: dict[str, object],
@@ -151,18 +164,33 @@ def build_part(
     part: int,
     parts: int,
 ) -> list[Path]:
-    """Encode every `parts`-th shard, from number `part` - 1 on, for `merge` to join; jobs of one plan run side by side.
+    """Encode every `parts`-th shard, from number `part` - 1 on, for `merge` to join, as the part's `only_maker`.
+
+    Parts of one plan are made side by side.
 
     Raises:
-        ArtifactError: another process is building here, or another job has this part.
+        ArtifactError: another process is building a whole index here, or took the folder for another plan.
         DataError: there is no passage.
     """
     plan = _plan(facts, settings, None)
-    with lock(folder / ".lock", WHAT):
+    with lock(folder / ".lock", WHAT, wait_seconds=PART_WAIT_SECONDS):
         building = _building(folder, plan)
-    with lock(folder / f".lock-{part}-of-{parts}", f"part {part} of {parts}"):
-        found = encode_part(building, plan, passages, encoder, lambda shard: shard % parts == part - 1, progress)
-        return list(found)
+    made = encode_part(building, plan, passages, encoder, lambda shard: shard % parts == part - 1, progress)
+    return list(_while_of_plan(building, plan, made, f"run ragx index --shard {part}/{parts} again"))
+
+
+def _while_of_plan(building: Path, plan: Plan, made: Iterator[Path], remedy: str) -> Iterator[Path]:
+    """The shards of a part, as long as nobody else empties or removes their folder: a part does not lock it."""
+    taken = ArtifactError(f"{building}: another build has taken this folder from under a running part; {remedy}")
+    try:
+        for path in made:
+            if not _is_of_plan(building, plan):
+                raise taken
+            yield path
+    except FileNotFoundError as error:
+        if _is_of_plan(building, plan):
+            raise
+        raise taken from error
 
 
 def merge(
@@ -251,8 +279,9 @@ def _building(folder: Path, plan: Plan) -> Path:
     """The folder of the unfinished build, emptied unless it was started for the same plan."""
     building = folder / ".building"
     if not _is_of_plan(building, plan):
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
+        shutil.rmtree(building, ignore_errors=True)  # a part of the other plan may be writing there
+        building.mkdir(parents=True, exist_ok=True)
+        (building / PASSAGES).unlink(missing_ok=True)  # which, unlike a shard, does not say what it was made for
         write_json(building / "plan.json", {"plan": plan.fingerprint})
     return building
 

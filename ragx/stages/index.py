@@ -108,14 +108,16 @@ def build_index_part(config: Config, part: int, parts: int, progress: Progress =
         ConfigError: there is no such part.
         RagxError: documents, model, disk or lock are at fault.
     """
-    from ragx.index.build import build_part, facts_of
+    from ragx.index.build import build_part, facts_of, only_maker
 
     if not 1 <= part <= parts:
         raise ConfigError(f"--shard {part}/{parts}: parts count from 1 to {parts}")
-    encoder, settings = passage_encoder(config), index_settings(config)
-    facts = facts_of(_source(config), encoder, settings)
-    passages = corpus_passages(config, corpus_documents(config), encoder.spans, deduplicator(config))
-    return build_part(config.run_dir / "index", facts, settings, passages, encoder, progress, part=part, parts=parts)
+    folder = config.run_dir / "index"
+    with only_maker(folder, part, parts):
+        encoder, settings = passage_encoder(config), index_settings(config)
+        facts = facts_of(_source(config), encoder, settings)
+        passages = corpus_passages(config, corpus_documents(config), encoder.spans, deduplicator(config))
+        return build_part(folder, facts, settings, passages, encoder, progress, part=part, parts=parts)
 
 
 def merge_index(config: Config, progress: Progress = no_progress) -> dict[str, Any]:

@@ -112,7 +112,9 @@ def test_search_parameter_of_another_kind(cli, indexed):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--update"], ["--merge"]])
-def test_second_writer_is_refused_before_it_reads_or_writes_anything(cli, tiny_config, tmp_path, monkeypatch, arguments):
+def test_second_writer_is_refused_before_it_reads_or_writes_anything(
+    cli, tiny_config, tmp_path, monkeypatch, arguments
+):
     config, run = tiny_config(), tmp_path / "runs" / "tiny"
 
     def work(*_, **__):
