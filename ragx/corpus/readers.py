@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -51,8 +51,10 @@ def read_documents(
     *,
     encoding: str = "utf-8",
     limits: Limits = Limits(),  # noqa: B008 - frozen
-) -> Iterator[Document]:
+) -> Generator[Document]:
     """Stream the documents of all files, in the order of the files; `encoding` is that of files without a mark.
+
+    Whoever may stop early closes this: parsers read ahead.
 
     Raises:
         DataError: a file or record is broken, empty or beyond the limits, an id occurs twice, a library is not
@@ -102,10 +104,13 @@ def _problem(document: Document, first_place: Callable[[Document], str | None]) 
 
 
 def _outcomes(files: Iterator[Found], fields: Fields, encoding: str, limits: Limits) -> Iterator[Outcome]:
-    """Documents and problems of all files in order; files of one document for a parser are read ahead."""
+    """Documents and problems of all files in order; files of one document for a parser are read ahead.
+
+    Where reading ends early, parsers are killed before the threads that wait for them are waited for.
+    """
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ahead: deque[Iterator[Outcome] | Future[list[Outcome]]] = deque()
-    with Sandbox(limits) as sandbox, ThreadPoolExecutor(workers) as threads:
+    with _threads(workers) as threads, Sandbox(limits) as sandbox:
         for found in chain(files, [None] * (2 * workers)):
             if isinstance(found, Problem):
                 ahead.append(iter([found]))
@@ -119,6 +124,16 @@ def _outcomes(files: Iterator[Found], fields: Fields, encoding: str, limits: Lim
             if ahead and (found is None or len(ahead) > 2 * workers):
                 first = ahead.popleft()
                 yield from first.result() if isinstance(first, Future) else first
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that end with the block: what nobody has begun is dropped."""
+    threads = ThreadPoolExecutor(count)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _read_file(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,18 +71,18 @@ def _build(config: Config, folder: Path, load_encoder: Callable[[], Encoder], up
     require_same_width(config, encoder)
     write_text(config.run_dir / "config.yaml", dump_config(config))
     duplicates = deduplicator(config)
-    passages = corpus_passages(config, corpus_documents(config), encoder.spans, duplicates)
-    build(
-        folder,
-        facts,
-        settings,
-        passages,
-        encoder,
-        progress,
-        base=base,
-        encode=encode,
-        left_out=lambda: duplicates.removed,
-    )
+    with closing(corpus_passages(config, corpus_documents(config), encoder.spans, duplicates)) as passages:
+        build(
+            folder,
+            facts,
+            settings,
+            passages,
+            encoder,
+            progress,
+            base=base,
+            encode=encode,
+            left_out=lambda: duplicates.removed,
+        )
 
 
 def build_tuned_index(config: Config, index: Index, weights: Path, progress: Progress) -> Index:
@@ -116,8 +117,9 @@ def build_index_part(config: Config, part: int, parts: int, progress: Progress =
     with only_maker(folder, part, parts):
         encoder, settings = passage_encoder(config), index_settings(config)
         facts = facts_of(_source(config), encoder, settings)
-        passages = corpus_passages(config, corpus_documents(config), encoder.spans, deduplicator(config))
-        return build_part(folder, facts, settings, passages, encoder, progress, part=part, parts=parts)
+        documents, duplicates = corpus_documents(config), deduplicator(config)
+        with closing(corpus_passages(config, documents, encoder.spans, duplicates)) as passages:
+            return build_part(folder, facts, settings, passages, encoder, progress, part=part, parts=parts)
 
 
 def merge_index(config: Config, progress: Progress = no_progress) -> dict[str, Any]:
@@ -134,9 +136,9 @@ def merge_index(config: Config, progress: Progress = no_progress) -> dict[str, A
         facts = facts_of(_source(config), encoder, settings)
         write_text(config.run_dir / "config.yaml", dump_config(config))
         duplicates = deduplicator(config)
-        passages = corpus_passages(config, corpus_documents(config), encoder.spans, duplicates)
-        dimension = encoder.dimension
-        merge(folder, facts, settings, passages, dimension, progress, left_out=lambda: duplicates.removed)
+        with closing(corpus_passages(config, corpus_documents(config), encoder.spans, duplicates)) as passages:
+            dimension = encoder.dimension
+            merge(folder, facts, settings, passages, dimension, progress, left_out=lambda: duplicates.removed)
     return index_stats(config)
 
 
