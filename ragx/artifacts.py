@@ -191,6 +191,8 @@ def _note_checked(folder: Path, hashes: dict[str, str], known: dict[str, list[ob
     noted = {}
     for name, sha256 in hashes.items():
         identity = _identity(folder / name)
+        if not identity:  # a writer removes this folder just now, and it must not come back
+            return
         if identity[1] >= LARGE and time.time_ns() - identity[3] > _SETTLED:
             noted[name] = [sha256, *identity]
     if noted != known:
@@ -199,11 +201,14 @@ def _note_checked(folder: Path, hashes: dict[str, str], known: dict[str, list[ob
 
 
 def _check_file(path: Path, size: int, sha256: str, remedy: str) -> None:
-    if not path.is_file():
-        raise ArtifactError(f"{path}: missing; run: {remedy}")
-    if path.stat().st_size != size:
-        raise ArtifactError(f"{path}: {path.stat().st_size} bytes instead of {size}; run: {remedy}")
-    if file_sha256(path) != sha256:
+    try:
+        found = path.stat().st_size
+        sound = found == size and file_sha256(path) == sha256
+    except (FileNotFoundError, IsADirectoryError):
+        raise ArtifactError(f"{path}: missing; run: {remedy}") from None
+    if found != size:
+        raise ArtifactError(f"{path}: {found} bytes instead of {size}; run: {remedy}")
+    if not sound:
         raise ArtifactError(f"{path}: its bytes changed since it was written; run: {remedy}")
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragx import build_index, load_config, stages
+from ragx import artifacts, build_index, load_config, stages
 from ragx.errors import ArtifactError, StaleIndexError
+from ragx.index import store
 from ragx.index.build import only_writer
 from ragx.index.encoder import Encoder
 from ragx.index.shards import shard_path
@@ -309,6 +310,51 @@ def test_readers_never_notice_a_writer(config_of, tmp_path):
     assert sorted(path.name for path in (config.run_dir / "index").glob("v*")) == ["v4", "v5"]
     np.testing.assert_array_equal(first.all_vectors(), vectors)
     assert first.all_passages() == passages
+
+
+@pytest.mark.parametrize("lexical", ["bm25", "tfidf"])
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+def test_opened_index_outlives_its_generation(config_of, kind, lexical):
+    """Its files are removed from under it, and it finds, scores and reads what it did."""
+    first = config_of("pruned", f"index.kind={kind}", f"index.lexical={lexical}")
+    build_index(first)
+    index, untouched = open_index(first), open_index(first)
+    queries, questions = index.all_vectors()[:3].copy(), ["kiln3 wheel5", "Paper 7", "river"]
+    expected = untouched.candidates(queries, questions, "hybrid", 9)
+    passages = untouched.all_passages()
+    for size in (9, 10):
+        build_index(config_of("pruned", f"passages.size={size}"))
+    assert not index.folder.exists()
+    found = index.candidates(queries, questions, "hybrid", 9)
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(found.dense, expected.dense)
+    np.testing.assert_array_equal(found.lexical, expected.lexical)
+    assert index.all_passages() == passages
+
+
+OPENING = [
+    (artifacts, "_check_file"),
+    (artifacts, "file_sha256"),
+    (artifacts, "_note_checked"),
+    *((store, name) for name in ("read_manifest", "VectorIndex", "open_lexical", "open_passages")),
+]
+
+
+@pytest.mark.parametrize(("home", "name"), OPENING, ids=[name for _, name in OPENING])
+def test_reader_overtaken_by_pruning_opens_the_next_generation(config_of, monkeypatch, home, name):
+    config, own = config_of("overtaken", "index.kind=ivf"), getattr(home, name)
+    build_index(config)
+
+    def overtaken(*arguments, **options):
+        monkeypatch.setattr(home, name, own)
+        for lexical in ("tfidf", "bm25"):
+            build_index(config_of("overtaken", f"index.lexical={lexical}"))
+        return own(*arguments, **options)
+
+    monkeypatch.setattr(home, name, overtaken)
+    index = open_index(config)
+    assert index.folder.name == "v3"
+    assert len(index.candidates(index.all_vectors()[:1], ["river"], "hybrid", 5).ids[0]) >= 5
 
 
 def test_ray_build_with_a_killed_worker_equals_the_local_one(config_of, monkeypatch):
