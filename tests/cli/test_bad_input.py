@@ -311,8 +311,16 @@ def test_generator_that_does_not_resolve(cli, indexed, standing, arguments, refe
     assert standing() == before
 
 
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
-    "damage", ["no config", "broken config", "no weights", "pickled", "broken weights", "no tokenizer"]
+    "damage",
+    [
+        *("no config", "broken config", "no weights", "pickled", "broken weights", "other shapes", "odd config"),
+        *("no tokenizer", "broken tokenizer", "tokenizer without model", "tokenizer of no object", "odd tokenizer"),
+    ],
 )
 @pytest.mark.parametrize("part", ["encoder", "generator"])
 def test_damaged_pretrained_model(cli, indexed, tiny_config, tiny_models, tmp_path, standing, part, damage):
@@ -334,9 +342,49 @@ def test_damaged_pretrained_model(cli, indexed, tiny_config, tiny_models, tmp_pa
         case "no tokenizer":
             for path in folder.glob("*token*"):
                 path.unlink()
+        case "other shapes":
+            edit_json(folder / "config.json", hidden_size=64)
+        case "odd config":
+            edit_json(folder / "config.json", hidden_size="wide")
+        case "broken tokenizer":
+            (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text()[:500])
+        case "tokenizer without model":
+            edit_json(folder / "tokenizer.json", model=None)
+        case "tokenizer of no object":
+            (folder / "tokenizer.json").write_text("[]")
+        case "odd tokenizer":
+            (folder / "tokenizer_config.json").write_text("[]")
     config = tiny_config(**{part: {"model": str(folder)}})
     refused(cli(*(["index"] if part == "encoder" else ["ask", "Who?"]), "-q", "-c", config), folder)
     assert standing() == before
+
+
+@pytest.mark.parametrize("model", [None, {"type": "Unheard"}])
+def test_check_refuses_a_damaged_tokenizer(cli, tiny_config, tiny_models, tmp_path, model):
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_models.causal, folder)
+    edit_json(folder / "tokenizer.json", model=model)
+    refused(cli("check", "-q", "-c", tiny_config({"model": str(folder)})), folder, "its tokenizer cannot be loaded")
+
+
+@pytest.fixture
+def tuned(cli, indexed):
+    config = indexed(finetune={"lora": {"rank": 2, "alpha": 4}})
+    assert cli("finetune", "-q", "-c", config).code == 0
+    return config
+
+
+def test_damaged_tuned_model_is_refused(cli, tuned, tmp_path):
+    """Whichever of its files is cut, and whatever else is wrong with it: nothing is answered from it."""
+    folder = tmp_path / "runs/tiny/model"
+    names = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size > 1]
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {path.name for path in names}
+    for path in names:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        refused(cli("ask", "Who?", "--json", "-q", "-c", tuned), path, "run: ragx finetune")
+        path.write_bytes(whole)
+    assert cli("ask", "Who?", "--json", "-q", "-c", tuned).code == 0
 
 
 def test_more_passages_wanted_than_there_are(cli, indexed):
