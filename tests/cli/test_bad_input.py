@@ -11,6 +11,8 @@ import pytest
 
 from ragx import stages
 from ragx.artifacts import untrusted
+from ragx.errors import RagxError
+from ragx.index.encoder import Encoder, EncoderSettings
 
 
 def refused(done, *named, problems=1):
@@ -447,6 +449,15 @@ def test_full_disk_while_training(cli, indexed, standing, file_limit):
     file_limit(resource.RLIM_INFINITY)
     refused(done)
     assert standing() == before
+
+
+def test_full_disk_behind_a_tokenizer(tiny_models, file_limit, tmp_path):
+    """tokenizers tells it by an exception without a class of its own."""
+    encoder = Encoder(tiny_models.encoder, EncoderSettings(), role="query")
+    assert (tiny_models.encoder / "tokenizer.json").stat().st_size > 5_000
+    file_limit(5_000)
+    with pytest.raises(RagxError, match=rf"{tmp_path}: cannot be written \(File too large .*is the disk full"):
+        encoder.save_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EIO])
