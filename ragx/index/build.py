@@ -32,7 +32,7 @@ from ragx.index.passages import (
     store_passages,
 )
 from ragx.index.shards import Plan, encode_part, is_intact, read_shard, shard_path, write_shard
-from ragx.index.vectors import APPROXIMATE, VECTORS, open_vectors, write_vectors
+from ragx.index.vectors import APPROXIMATE, FAISS_VERSION, METRIC, VECTORS, open_vectors, write_vectors
 from ragx.records import Passage, Progress
 
 log = logging.getLogger(__name__)
@@ -355,7 +355,7 @@ def _commit(
     write_vectors(building / VECTORS, _vectors(building, plan, count), (count, dimension))
     built = write_approximate(building, settings.vectors, (count, dimension), progress)
     facts |= {"kind_of_index": built.kind, "factory": built.factory, "search": built.search}
-    facts["recall@10"] = round(built.recall, 4)
+    facts |= {"recall@10": round(built.recall, 4), "metric": METRIC, "faiss": FAISS_VERSION}
     before = current_generation(folder)
     numbers = _generations(folder)
     generation = folder / f"v{max(numbers, default=0) + 1}"

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 
+import faiss
 import numpy as np
 import pytest
 
@@ -12,12 +13,14 @@ from ragx.index.encoder import Encoder
 from ragx.index.store import Index
 
 
-def test_kind_and_recall_are_printed(cli, tiny_config):
+def test_kind_and_recall_are_printed(cli, tiny_config, tmp_path):
     config = tiny_config(index={"kind": "ivf"})
     done = cli("index", "-c", config)
     assert done.code == 0, done.err
     assert "ivf index (IVF1,SQ8, nprobe 1, recall@10 1.000) of 32 dimensions" in done.out
     found = json.loads(cli("index", "--stats", "--json", "-c", config).out)
+    manifest = json.loads((tmp_path / "runs/tiny/index/v1/manifest.json").read_text())
+    assert (manifest["metric"], manifest["faiss"]) == ("inner product", faiss.__version__)
     assert (found["kind"], found["factory"], found["search"], found["recall@10"]) == (
         "ivf",
         "IVF1,SQ8",
