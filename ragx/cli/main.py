@@ -96,7 +96,9 @@ def run() -> NoReturn:
         _outside(carried.__cause__)
     except (KeyboardInterrupt, typer.Abort):
         _interrupted()
-    except Exception:  # noqa: BLE001 - the boundary: a bug must not look like a failed gate
+    except SystemExit:
+        raise
+    except BaseException:  # noqa: BLE001 - the boundary: a bug, or a panic in Rust, must not look like a failed gate
         _bug()
     sys.exit(code if isinstance(code, int) else 0)
 

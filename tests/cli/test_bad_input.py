@@ -8,6 +8,7 @@ import signal
 import warnings
 
 import pytest
+import tantivy
 
 from ragx import stages
 from ragx.artifacts import untrusted
@@ -505,6 +506,21 @@ def test_bug_is_70_with_its_traceback(cli, tiny_config, monkeypatch, error):
     assert (done.code, done.out) == (70, "")
     assert "Traceback" in done.err
     assert "the cause" in done.err
+    assert done.err.splitlines()[-1].startswith("ragx: this is a bug")
+
+
+def panic(*_):
+    """tantivy asserts in Rust that a limit is not 0."""
+    schema = tantivy.SchemaBuilder().build()
+    tantivy.Index(schema).searcher().search(tantivy.Query.all_query(), limit=0)
+
+
+def test_panic_of_a_library_in_rust_is_no_failed_gate(cli, tiny_config, monkeypatch):
+    """It reaches Python as a BaseException, which Python itself would end with 1."""
+    monkeypatch.setattr(stages, "check", panic)
+    done = cli("check", "-c", tiny_config())
+    assert (done.code, done.out) == (70, "")
+    assert "PanicException" in done.err
     assert done.err.splitlines()[-1].startswith("ragx: this is a bug")
 
 

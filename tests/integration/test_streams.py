@@ -103,8 +103,9 @@ def test_interrupt_waits_for_no_parser(tiny_config, tmp_path, name, ending, code
     assert parsers and not any(parser.is_running() for parser in parsers)
 
 
-def test_a_broken_installation_is_no_failed_gate(tmp_path):
-    (tmp_path / "typer.py").write_text("raise ImportError('gone')\n")
+@pytest.mark.parametrize("fault", ["ImportError('gone')", "ValueError('numpy.dtype size changed')"])
+def test_a_broken_installation_is_no_failed_gate(tmp_path, fault):
+    (tmp_path / "typer.py").write_text(f"raise {fault}\n")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(command("eval"), capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert (done.returncode, done.stdout) == (70, "")
