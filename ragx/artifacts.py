@@ -61,11 +61,23 @@ def files_fingerprint(paths: list[Path]) -> str:
     return fingerprint([[path.name, file_sha256(path)] for path in sorted(paths)])
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an error of writing or syncing the name of its file, which the system tells only of one that is opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def fsync(path: Path) -> None:
     """Force a file or a folder's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -74,12 +86,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole text file atomically.
 
     Raises:
-        OSError: the disk is full or the folder is read-only; the old file is untouched.
+        OSError: the disk is full or the folder is read-only; the file stands whole, the old one or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
     try:
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
+        with naming(path), beside.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -370,8 +370,16 @@ def _commit(
     for old in [folder / f"v{number}" for number in numbers]:
         if old != before:
             shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(building)
+    _remove(building)
     return generation
+
+
+def _remove(building: Path) -> None:
+    """The new generation is in use by now, so that rests are no failure; what is left is of no other plan's use."""
+    try:
+        shutil.rmtree(building)
+    except OSError as error:
+        log.warning("%s: %s; what is left there may be removed", building, error.strerror)
 
 
 def _vectors(building: Path, plan: Plan, count: int) -> Iterator[Vectors]:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ragx.artifacts import fingerprint
+from ragx.artifacts import fingerprint, naming
 from ragx.errors import ArtifactError, StaleIndexError
 from ragx.index.encoder import Encoder, Tokens, Vectors
 from ragx.records import Passage, Progress
@@ -48,7 +48,8 @@ def write_shard(path: Path, plan: Plan, vectors: Vectors) -> None:
     """Write the vectors [n, D] of a shard atomically, also where another process writes the same one."""
     facts = {"plan": plan.fingerprint, "sha256": hashlib.sha256(vectors.tobytes()).hexdigest()}
     beside = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
-    beside.write_bytes(save({"vectors": vectors}, metadata=facts))
+    with naming(path):
+        beside.write_bytes(save({"vectors": vectors}, metadata=facts))
     beside.replace(path)
 
 

@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from ragx.artifacts import naming
 from ragx.errors import ArtifactError, ConfigError, RagxError
 from ragx.index.encoder import Vectors
 
@@ -36,7 +37,7 @@ def write_vectors(path: Path, shards: Iterable[Vectors], shape: tuple[int, int])
         ArtifactError: the shards hold another number of vectors.
     """
     rows = 0
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f4")), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for shard in shards:

@@ -13,6 +13,7 @@ import tantivy
 from ragx import stages
 from ragx.artifacts import untrusted
 from ragx.errors import RagxError
+from ragx.index import build
 from ragx.index.encoder import Encoder, EncoderSettings
 
 
@@ -419,7 +420,8 @@ def test_full_disk_at_fsync(cli, indexed, tiny_config, standing, monkeypatch, co
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    refused(cli(command, "-q", "-c", config), "No space left on device")
+    done = cli(command, "-q", "-c", config)
+    refused(done, "/runs/tiny/", ": No space left on device; nothing half written stands")
     assert standing() == before
 
 
@@ -431,15 +433,58 @@ def file_limit():
     resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-@pytest.mark.parametrize("size", [100, 6_000, 22_000], ids=["first file", "passages", "vectors"])
-def test_full_disk_while_indexing(cli, tiny_config, standing, file_limit, tmp_path, size):
-    config = tiny_config(passages={"size": 1}, index={"shard_size": 2048})
-    file_limit(size)
+@pytest.mark.parametrize(
+    ("when", "size", "lexical", "named"),
+    [
+        ("the start", 100, "bm25", "runs/tiny/config.yaml: File too large"),
+        ("store_passages", 6_000, "bm25", ".building/passages.sqlite: cannot be written"),
+        ("_encode_here", 22_000, "bm25", ".building/shard-00000.safetensors: File too large"),
+        ("write_vectors", 22_000, "bm25", ".building/vectors.npy: File too large"),
+        ("write_lexical", 1_000, "bm25", ".v1.tmp/lexical: tantivy cannot write"),
+        ("write_lexical", 1_000, "tfidf", "lexical/data.npy: File too large"),
+        ("write_lexical", 100, "tfidf", "words.txt: File too large"),
+        ("write_text", 1, "bm25", "index/CURRENT: File too large"),
+    ],
+)
+def test_full_disk_while_indexing(cli, tiny_config, standing, file_limit, monkeypatch, when, size, lexical, named):
+    config = tiny_config(passages={"size": 1}, index={"shard_size": 2048, "lexical": lexical})
+    if when == "the start":
+        file_limit(size)
+    else:
+        own = getattr(build, when)
+
+        def fills_up(*arguments, **options):
+            file_limit(size)
+            return own(*arguments, **options)
+
+        monkeypatch.setattr(build, when, fills_up)
     done = cli("index", "-q", "-c", config)
     file_limit(resource.RLIM_INFINITY)
-    refused(done)
-    assert not standing()
+    monkeypatch.undo()
+    refused(done, named)
+    assert not standing() or (when == "write_text" and "tiny/index/CURRENT" not in standing())
     assert cli("index", "-q", "-c", config).code == 0
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+
+
+def test_rests_that_cannot_be_removed_are_no_failure(cli, tiny_config, monkeypatch, tmp_path):
+    """The new generation is in use by then."""
+    remove = shutil.rmtree
+
+    def stuck(path, *arguments, **options):
+        if path.name == ".building" and not options.get("ignore_errors"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        remove(path, *arguments, **options)
+
+    config = tiny_config()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", stuck)
+        done = cli("index", "-q", "-c", config)
+    assert done.code == 0, done.err
+    assert ".building: Input/output error" in "".join(done.err.splitlines())
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+    assert cli("index", "--json", "-q", "-c", config, "--set", "passages.size=9").code == 0
+    assert not (tmp_path / "runs/tiny/index/.building").exists()
 
 
 def test_full_disk_while_training(cli, indexed, standing, file_limit):
