@@ -6,7 +6,6 @@ here, where one pass of the standard library is faster than handing them over.
 
 import logging
 import os
-import sqlite3
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any
 from ragx.corpus.files import EXTRAS, corpus_files, find_files, format_of, require_extras
 from ragx.corpus.markdown import sections_of, title_and_body
 from ragx.corpus.sandbox import Sandbox
+from ragx.corpus.scratch import naming_scratch, open_scratch
 from ragx.corpus.streams import Limits, Problem, open_utf8, read_text
 from ragx.corpus.tables import Record, read_json, read_json_lines, read_table
 from ragx.errors import DataError
@@ -60,6 +60,7 @@ def read_documents(
         DataError: a file or record is broken, empty or beyond the limits, an id occurs twice, a library is not
             installed, or no document was found; with `on_error="skip"` bad files and records are logged and counted
             instead.
+        RagxError: the folder of temporary files is full.
     """
     paths = list(paths)
     count = skipped = 0
@@ -83,15 +84,16 @@ def read_documents(
 @contextmanager
 def _ids() -> Iterator[Callable[[Document], str | None]]:
     """A function that says where a document's id stood first, or None when it is new; ids are kept on disk."""
-    with closing(sqlite3.connect("")) as database:  # a temporary file, of which SQLite keeps some megabytes in memory
-        database.execute("PRAGMA journal_mode = OFF")
-        database.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID")
+    with naming_scratch():
+        opened = open_scratch("CREATE TABLE ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID;")
+    with closing(opened) as database:
 
         def first_place(document: Document) -> str | None:
-            new = database.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (document.id, document.source)).rowcount
-            if new:
-                return None
-            return str(database.execute("SELECT place FROM ids WHERE id = ?", (document.id,)).fetchone()[0])
+            known = (document.id, document.source)
+            with naming_scratch():
+                if database.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", known).rowcount:
+                    return None
+                return str(database.execute("SELECT place FROM ids WHERE id = ?", known[:1]).fetchone()[0])
 
         yield first_place
 

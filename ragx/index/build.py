@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ragx.artifacts import FORMAT, fingerprint, lock, new_folder, write_json, write_text
-from ragx.errors import ArtifactError
+from ragx.errors import ArtifactError, RagxError
 from ragx.index.encoder import Encoder, Vectors
 from ragx.index.kinds import Wanted, write_approximate
 from ragx.index.lexical import Lexical, write_lexical
@@ -138,12 +138,13 @@ def build(
 
     Raises:
         DataError: there is no passage.
-        RagxError: a vector is not finite.
+        RagxError: the disk is too small, or a vector is not finite.
     """
     plan = _plan(facts, settings, None if base is None else base.folder.name)
     building = _building(folder, plan)
     documents, count = store_passages(building / PASSAGES, passages, progress, left_out)
     missing = _missing(building, plan, count)
+    _require_room(folder, sum(_rows(plan, number, count) for number in missing), count, encoder.dimension)
     if base is not None:
         _encode_changed(building, plan, count, missing, base, encoder, progress)
     elif encode is not None and missing:
@@ -207,6 +208,7 @@ def merge(
 
     Raises:
         ArtifactError: shards are missing, damaged or of another plan; those that are right stay.
+        RagxError: the disk is too small.
     """
     plan = _plan(facts, settings, None)
     building = folder / ".building"
@@ -222,6 +224,7 @@ def merge(
             f"{building}: {len(absent)} of {_shards(plan, count)} shards are missing ({shown}); "
             "run ragx index --shard i/n for every i first"
         )
+    _require_room(folder, 0, count, dimension)
     return _commit(folder, building, plan, settings, facts, (documents, count, dimension), progress)
 
 
@@ -301,6 +304,22 @@ def _missing(building: Path, plan: Plan, count: int) -> list[int]:
     if len(missing) < len(shards):
         log.info("going on: %d of %d shards are done", len(shards) - len(missing), len(shards))
     return missing
+
+
+def _require_room(folder: Path, missing: int, count: int, dimension: int) -> None:
+    """Refuse what cannot end well before hours of encoding: shards of the `missing` vectors must find room, then all
+    `count` once more and a copy of the passages. The lexical and an approximate index come on top, and are not known.
+
+    Raises:
+        RagxError: there is less.
+    """
+    building = folder / ".building"
+    needed = 4 * dimension * (missing + count) + (building / PASSAGES).stat().st_size
+    rests = (building / VECTORS, building / APPROXIMATE, *folder.glob(".v*.tmp/**/*"))  # which a kill left, to go first
+    free = shutil.disk_usage(building).free + sum(path.stat().st_size for path in rests if path.is_file())
+    if needed > free:
+        sizes = f"needs about {needed / 1e6:,.1f} MB more, {free / 1e6:,.1f} MB free"
+        raise RagxError(f"{folder}: {sizes}; make room, or set output_dir to another disk")
 
 
 def _encode_here(

@@ -6,12 +6,14 @@ import resource
 import shutil
 import signal
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import tantivy
 
 from ragx import stages
 from ragx.artifacts import untrusted
+from ragx.corpus import duplicates, readers
 from ragx.errors import RagxError
 from ragx.index import build
 from ragx.index.encoder import Encoder, EncoderSettings
@@ -465,6 +467,59 @@ def test_full_disk_while_indexing(cli, tiny_config, standing, file_limit, monkey
     assert not standing() or (when == "write_text" and "tiny/index/CURRENT" not in standing())
     assert cli("index", "-q", "-c", config).code == 0
     assert cli("ask", "Who?", "-q", "-c", config).code == 0
+
+
+@pytest.mark.parametrize("short", [1, 0])
+def test_disk_too_small_for_an_index_is_refused_before_encoding(cli, tiny_config, monkeypatch, tmp_path, short):
+    """24 vectors of 32 dimensions as shards and once more in one file, and the passages."""
+    config, needed, encode = tiny_config(), [], Encoder.encode_tokens
+
+    def usage(path):
+        needed.append(2 * 24 * 32 * 4 + (path / "passages.sqlite").stat().st_size)
+        return SimpleNamespace(free=needed[0] - short)
+
+    def watched(*arguments, **options):
+        assert not short, "it encodes what finds no room"
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr(Encoder, "encode_tokens", watched)
+    done = cli("index", "-q", "-c", config)
+    size = f"{needed[0] / 1e6:.1f} MB"
+    if short:
+        refused(done, tmp_path / "runs/tiny/index", f"needs about {size}", f"{size} free", "output_dir")
+    else:
+        assert done.code == 0, done.err
+
+
+def test_disk_holds_the_shards_that_are_made_already(cli, tiny_config, monkeypatch):
+    config = tiny_config()
+    assert cli("index", "--shard", "1/1", "-q", "-c", config).code == 0
+
+    def usage(path):
+        return SimpleNamespace(free=24 * 32 * 4 + (path / "passages.sqlite").stat().st_size)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert cli("index", "--merge", "-q", "-c", config).code == 0
+    assert cli("index", "-q", "-c", config, "--set", "passages.size=9").code == 2
+
+
+@pytest.mark.parametrize("command", ["index", "check"])
+@pytest.mark.parametrize("home", [duplicates, readers])
+def test_full_temporary_folder_is_named(cli, tiny_config, monkeypatch, tmp_path, standing, command, home):
+    config, own = tiny_config(passages={"deduplicate": "near"}), home.open_scratch
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("SQLITE_TMPDIR", raising=False)
+
+    def small(schema):
+        database = own(f"PRAGMA page_size = 512; {schema}")
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+        database.execute(f"PRAGMA max_page_count = {pages}")
+        return database
+
+    monkeypatch.setattr(home, "open_scratch", small)
+    refused(cli(command, "-q", "-c", config), f"ragx: {tmp_path}: ", "database or disk is full", "TMPDIR")
+    assert not standing()
 
 
 def test_rests_that_cannot_be_removed_are_no_failure(cli, tiny_config, monkeypatch, tmp_path):
