@@ -4,7 +4,6 @@ Formats that take a parser library are read in child processes with limits, seve
 here, where one pass of the standard library is faster than handing them over.
 """
 
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 from ragx.corpus.files import EXTRAS, corpus_files, find_files, format_of, require_extras
 from ragx.corpus.markdown import sections_of, title_and_body
+from ragx.corpus.rejects import Rejects
 from ragx.corpus.sandbox import Sandbox
 from ragx.corpus.scratch import naming_scratch, open_scratch
 from ragx.corpus.streams import Limits, Problem, open_utf8, read_text
@@ -25,11 +25,6 @@ from ragx.errors import DataError
 from ragx.records import Document
 
 __all__ = ["Fields", "corpus_files", "read_documents"]
-
-log = logging.getLogger(__name__)
-
-LISTED = 20
-"""Skipped records that are logged one by one; the rest are counted, and listed with --verbose."""
 
 Found = tuple[Path, str] | Problem
 Outcome = Document | Problem
@@ -62,21 +57,17 @@ def read_documents(
             instead.
         RagxError: the folder of temporary files is full.
     """
-    paths = list(paths)
-    count = skipped = 0
+    paths, rejects = list(paths), Rejects(on_error)
+    count = 0
     with _ids() as first_place:
         for outcome in _outcomes(find_files(paths), fields, encoding, limits):
             problem = outcome if isinstance(outcome, Problem) else _problem(outcome, first_place)
-            if isinstance(outcome, Document) and problem is None:
+            if problem is not None:
+                rejects.add(problem)
+            elif isinstance(outcome, Document):
                 count += 1
                 yield outcome
-            elif on_error == "fail":
-                raise DataError(f"{problem}; mend it, or say corpus.on_error: skip")
-            else:
-                log.log(logging.WARNING if skipped < LISTED else logging.DEBUG, "skipped %s", problem)
-                skipped += 1
-    if skipped:
-        log.warning("%d records skipped", skipped)
+    rejects.count("records")
     if not count:
         raise DataError(f"{', '.join(paths)}: no documents in the corpus")
 

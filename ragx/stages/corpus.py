@@ -41,10 +41,14 @@ def corpus_passages(
     """The passages of documents as configured, duplicates counted in the log; `spans` finds tokens.
 
     Whoever may stop early closes this, which closes `documents` too: parsers read ahead of them.
+
+    Raises:
+        DataError: no passage comes of a document; with `corpus.on_error: skip` it is logged and counted instead.
     """
     from ragx.corpus.passages import passages_of, word_spans
+    from ragx.corpus.rejects import Rejects
 
-    how = config.passages
+    how, rejects = config.passages, Rejects(config.corpus.on_error)
     with closing(documents):
         yield from passages_of(
             documents,
@@ -54,6 +58,8 @@ def corpus_passages(
             unit=how.unit,
             title=how.title,
             is_new=duplicates.is_new,
+            reject=rejects.add,
         )
+    rejects.count("documents without a passage")
     if how.deduplicate != "none":
         log.info("%d passages left out as %s duplicates of earlier ones", duplicates.removed, how.deduplicate)

@@ -90,6 +90,22 @@ def corpus_problems(corpus):
 PROBLEMS = ["broken line", "not utf8", "same id", "empty document", "no text", "empty corpus", "gone"]
 
 
+@pytest.mark.parametrize("command", ["index", "check"])
+def test_document_of_which_no_passage_comes_is_named_and_counted(cli, tiny_config, tiny_corpus, standing, command):
+    """Zero width spaces are characters, of which the encoder makes no token."""
+    lines = [json.dumps({"id": f"ghost{n}", "text": "\u200b\ufeff"}) for n in (1, 2)]
+    tiny_corpus.corpus.write_text(tiny_corpus.corpus.read_text() + "\n".join(lines) + "\n")
+    config = tiny_config(passages={"unit": "tokens"})
+    named = "document 'ghost1' holds no tokens (passages.unit), and so no passage; mend it, or say corpus.on_error"
+    refused(cli(command, "-q", "-c", config), f"{tiny_corpus.corpus}:13: {named}")
+    assert not standing()
+    done = cli(command, "-c", config, "--set", "corpus.on_error=skip")
+    assert done.code == 0, done.err
+    said = "".join(done.err.split())
+    assert f"skipped{tiny_corpus.corpus}:14:document'ghost2'holdsnotokens" in said
+    assert "2documentswithoutapassageskipped" in said
+
+
 def spoil(path, content):
     path.unlink()
     if content is not None:
