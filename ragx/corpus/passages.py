@@ -25,7 +25,7 @@ _WORD = regex.compile(
     rf"|(?:[^\s\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}])++"
 )
 _SENTENCE_END = regex.compile(
-    r"""(?<![\s.]\p{L}|\b(?:Mr|Ms|Dr|St|No|vs|cf|al|Mrs|Prof|Fig|etc|e\.g|i\.e))"""
+    r"""(?<![.!?…]{2}|[\s.]\p{L}|\b(?:Mr|Ms|Dr|St|No|vs|cf|al|Mrs|Prof|Fig|etc|e\.g|i\.e))"""
     r"""[.!?…]++["'”’)\]]*\s+(?=["'“‘(\[]*[^\p{Ll}\s])|[。！？]++[”’」』）]*|\n\s*\n""",
     regex.VERSION1,
 )
