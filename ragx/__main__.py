@@ -8,7 +8,7 @@ import traceback
 
 try:
     from ragx.cli.main import run
-except ImportError:
+except Exception:  # noqa: BLE001 - what does not fit together is found out in many ways
     traceback.print_exc()
     sys.stderr.write("ragx: this installation is incomplete; install it again\n")
     sys.exit(70)

@@ -70,11 +70,23 @@ def files_fingerprint(paths: list[Path]) -> str:
     return fingerprint([[path.name, file_sha256(path)] for path in sorted(paths)])
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an error of writing or syncing the name of its file, which the system tells only of one that is opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def fsync(path: Path) -> None:
     """Force a file or a folder's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -83,12 +95,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole text file atomically.
 
     Raises:
-        OSError: the disk is full or the folder is read-only; the old file is untouched.
+        OSError: the disk is full or the folder is read-only; the file stands whole, the old one or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
     try:
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
+        with naming(path), beside.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -220,6 +232,8 @@ def _note_checked(folder: Path, hashes: dict[str, str], known: dict[str, list[ob
     noted = {}
     for name, sha256 in hashes.items():
         identity = _identity(folder / name)
+        if not identity:  # a writer removes this folder just now, and it must not come back
+            return
         if identity[1] >= LARGE and time.time_ns() - identity[3] > _SETTLED:
             noted[name] = [sha256, *identity]
     if noted != known:
@@ -228,11 +242,14 @@ def _note_checked(folder: Path, hashes: dict[str, str], known: dict[str, list[ob
 
 
 def _check_file(path: Path, size: int, sha256: str, remedy: str) -> None:
-    if not path.is_file():
-        raise ArtifactError(f"{path}: missing; run: {remedy}")
-    if path.stat().st_size != size:
-        raise ArtifactError(f"{path}: {path.stat().st_size} bytes instead of {size}; run: {remedy}")
-    if file_sha256(path) != sha256:
+    try:
+        found = path.stat().st_size
+        sound = found == size and file_sha256(path) == sha256
+    except (FileNotFoundError, IsADirectoryError):
+        raise ArtifactError(f"{path}: missing; run: {remedy}") from None
+    if found != size:
+        raise ArtifactError(f"{path}: {found} bytes instead of {size}; run: {remedy}")
+    if not sound:
         raise ArtifactError(f"{path}: its bytes changed since it was written; run: {remedy}")
 
 
@@ -251,5 +268,7 @@ def lock(path: Path, what: str, *, wait_seconds: float = 0) -> Iterator[None]:
             yield
             owner.unlink(missing_ok=True)
     except Timeout:
-        holder = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+        holder = "another process"
+        with suppress(OSError):  # it may just have finished
+            holder = owner.read_text(encoding="utf-8") or holder
         raise ArtifactError(f"{path}: {what} is being written by {holder}; wait for it or stop it") from None

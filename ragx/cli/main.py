@@ -104,7 +104,7 @@ def run() -> NoReturn:
         if end.code == TERMINATED:
             _fail(f"terminated; {GO_ON}", TERMINATED)
         raise
-    except Exception as error:  # noqa: BLE001 - the boundary: a bug must not look like a failed gate
+    except BaseException as error:  # noqa: BLE001 - the boundary: a bug, or a panic in Rust, must not look like a failed gate
         if is_out_of_memory(error):
             _fail(MEMORY)
         _bug()
@@ -125,8 +125,9 @@ def _outside(error: BaseException | None) -> NoReturn:
         sys.exit(CLOSED_PIPE)
     if error.errno not in DISK:
         _bug()
-    place = f"{error.filename}: " if error.filename else ""
-    _fail(f"{place}{error.strerror}; nothing that stood there was changed: make room or permit it, then run again")
+    place = error.filename2 or error.filename  # of two, the one that was written
+    named = f"{place}: " if place else ""
+    _fail(f"{named}{error.strerror}; nothing half written stands there: make room or permit it, then run again")
 
 
 def _interrupted() -> NoReturn:

@@ -1,7 +1,6 @@
 """Passages that say again what an earlier one said: exact, or near by MinHash (Broder 1997)."""
 
 import hashlib
-import sqlite3
 import weakref
 import zlib
 from typing import Literal
@@ -9,6 +8,8 @@ from typing import Literal
 import numpy as np
 import regex
 from numpy.typing import NDArray
+
+from ragx.corpus.scratch import naming_scratch, open_scratch
 
 Signature = NDArray[np.uint32]
 
@@ -19,7 +20,6 @@ SIMILARITY = 0.8
 """Share of equal MinHash values from which a passage is a near duplicate: the estimated Jaccard similarity."""
 
 _SCHEMA = """
-PRAGMA journal_mode = OFF;
 CREATE TABLE exact (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE signatures (number INTEGER PRIMARY KEY, signature BLOB);
 CREATE TABLE bands (band BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID;
@@ -33,23 +33,28 @@ _TERMS = _random.integers(0, int(_PRIME), _PERMUTATIONS, dtype=np.uint64)
 
 
 class Deduplicator:
-    """Remembers the passages seen in a temporary file, of which SQLite keeps some megabytes in memory."""
+    """Remembers the passages seen, in a temporary file."""
 
     def __init__(self, kind: Literal["none", "exact", "near"]) -> None:
         self.removed = 0
         self._kind = kind
-        self._seen = sqlite3.connect("", check_same_thread=False)
-        self._seen.executescript(_SCHEMA)
+        with naming_scratch():
+            self._seen = open_scratch(_SCHEMA)
         weakref.finalize(self, self._seen.close)
 
     def is_new(self, text: str) -> bool:
-        """Whether no earlier text is a duplicate of this one; letter case, punctuation and white space do not count."""
+        """Whether no earlier text is a duplicate of this one; letter case, punctuation and white space do not count.
+
+        Raises:
+            RagxError: the folder of temporary files is full.
+        """
         if self._kind == "none":
             return True
         tokens = _TOKEN.findall(text.lower())
         digest = hashlib.blake2b(" ".join(tokens or [text]).encode(), digest_size=16).digest()
-        new = self._seen.execute("INSERT OR IGNORE INTO exact VALUES (?)", (digest,)).rowcount > 0
-        new = new and not (self._kind == "near" and self._has_near(tokens))
+        with naming_scratch():
+            new = self._seen.execute("INSERT OR IGNORE INTO exact VALUES (?)", (digest,)).rowcount > 0
+            new = new and not (self._kind == "near" and self._has_near(tokens))
         self.removed += not new
         return new
 

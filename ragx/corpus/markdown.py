@@ -10,7 +10,7 @@ Sections = tuple[tuple[int, str], ...]
 
 SEPARATOR = " > "
 _FRONT = regex.compile(r"---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", regex.DOTALL | regex.MULTILINE)
-_TITLE = regex.compile(r"^title:[ \t]*(\S.*?)[ \t]*$", regex.MULTILINE)
+_TITLE = regex.compile(r"^title:[ \t]*+(\S.*)$", regex.MULTILINE)
 _HEADING = regex.compile(r"^(?: {0,3}#{1,6}[ \t]|[ \t]*(?:=+|-+)[ \t]*$)", regex.MULTILINE)
 _BLOCKS = MarkdownIt("zero").enable(["heading", "lheading", "fence", "code"])
 _BLOCKS.core.ruler.disable("inline")
@@ -22,7 +22,7 @@ def title_and_body(text: str) -> tuple[str, str]:
     if front := _FRONT.match(text):
         text = text[front.end() :]
         if named := _TITLE.search(front[1]):
-            title = named[1].strip("'\"")
+            title = named[1].rstrip().strip("'\"")
     first, _, rest = text.lstrip().partition("\n")
     if first.startswith("# "):
         return title or first[2:].strip(" #\r"), rest.strip("\n")

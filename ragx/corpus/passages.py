@@ -8,6 +8,7 @@ from typing import Literal, assert_never
 import regex
 
 from ragx.corpus.markdown import SEPARATOR
+from ragx.corpus.streams import Problem
 from ragx.records import Document, Passage
 
 Span = tuple[int, int]
@@ -24,7 +25,7 @@ _WORD = regex.compile(
     rf"|(?:[^\s\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}])++"
 )
 _SENTENCE_END = regex.compile(
-    r"""(?<![\s.]\p{L}|\b(?:Mr|Ms|Dr|St|No|vs|cf|al|Mrs|Prof|Fig|etc|e\.g|i\.e))"""
+    r"""(?<![.!?…]{2}|[\s.]\p{L}|\b(?:Mr|Ms|Dr|St|No|vs|cf|al|Mrs|Prof|Fig|etc|e\.g|i\.e))"""
     r"""[.!?…]++["'”’)\]]*\s+(?=["'“‘(\[]*[^\p{Ll}\s])|[。！？]++[”’」』）]*|\n\s*\n""",
     regex.VERSION1,
 )
@@ -80,20 +81,25 @@ def passages_of(
     unit: Unit = "words",
     title: TitleKind = "section",
     is_new: Callable[[str], bool] | None = None,
+    reject: Callable[[Problem], None] | None = None,
 ) -> Iterator[Passage]:
     """The passages of all documents, numbered from 0; ids are `document#n`.
 
     `title` is the document's, with the headings of the section in which the passage starts, or empty. Passages whose
-    text `is_new` denies are left out.
+    text `is_new` denies are left out. `reject` is told of documents in which there is no unit.
     """
     number = 0
     for document in documents:
         spans_of_passages = cut(document, unit=unit, size=size, overlap=overlap, spans=spans)
+        position = -1
         for position, (start, end) in enumerate(spans_of_passages):
             text = document.text[start:end]
             if is_new is None or is_new(text):
                 yield Passage(number, document.id, _title(document, start, title), text, f"{document.id}#{position}")
                 number += 1
+        if position < 0 and reject is not None:
+            why = f"document {document.id!r} holds no {unit} (passages.unit), and so no passage"
+            reject(Problem(document.source, why))
 
 
 def _title(document: Document, start: int, kind: TitleKind) -> str:

@@ -4,11 +4,9 @@ Formats that take a parser library are read in child processes with limits, seve
 here, where one pass of the standard library is faster than handing them over.
 """
 
-import logging
 import os
-import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,18 +17,15 @@ from typing import Any
 from ragx.artifacts import is_text
 from ragx.corpus.files import EXTRAS, corpus_files, find_files, format_of, require_extras
 from ragx.corpus.markdown import sections_of, title_and_body
+from ragx.corpus.rejects import Rejects
 from ragx.corpus.sandbox import Sandbox
+from ragx.corpus.scratch import naming_scratch, open_scratch
 from ragx.corpus.streams import Limits, Problem, open_utf8, read_text
 from ragx.corpus.tables import Record, read_json, read_json_lines, read_table
 from ragx.errors import DataError
 from ragx.records import Document
 
 __all__ = ["Fields", "corpus_files", "read_documents"]
-
-log = logging.getLogger(__name__)
-
-LISTED = 20
-"""Skipped records that are logged one by one; the rest are counted, and listed with --verbose."""
 
 Found = tuple[Path, str] | Problem
 Outcome = Document | Problem
@@ -52,29 +47,28 @@ def read_documents(
     *,
     encoding: str = "utf-8",
     limits: Limits = Limits(),  # noqa: B008 - frozen
-) -> Iterator[Document]:
+) -> Generator[Document]:
     """Stream the documents of all files, in the order of the files; `encoding` is that of files without a mark.
+
+    Whoever may stop early closes this: parsers read ahead.
 
     Raises:
         DataError: a file or record is broken, empty or beyond the limits, an id occurs twice, a library is not
             installed, or no document was found; with `on_error="skip"` bad files and records are logged and counted
             instead.
+        RagxError: the folder of temporary files is full.
     """
-    paths = list(paths)
-    count = skipped = 0
+    paths, rejects = list(paths), Rejects(on_error)
+    count = 0
     with _ids() as first_place:
         for outcome in _outcomes(find_files(paths), fields, encoding, limits):
             problem = outcome if isinstance(outcome, Problem) else _problem(outcome, first_place)
-            if isinstance(outcome, Document) and problem is None:
+            if problem is not None:
+                rejects.add(problem)
+            elif isinstance(outcome, Document):
                 count += 1
                 yield outcome
-            elif on_error == "fail":
-                raise DataError(f"{problem}; mend it, or say corpus.on_error: skip")
-            else:
-                log.log(logging.WARNING if skipped < LISTED else logging.DEBUG, "skipped %s", problem)
-                skipped += 1
-    if skipped:
-        log.warning("%d records skipped", skipped)
+    rejects.count("records")
     if not count:
         raise DataError(f"{', '.join(paths)}: no documents in the corpus")
 
@@ -82,15 +76,16 @@ def read_documents(
 @contextmanager
 def _ids() -> Iterator[Callable[[Document], str | None]]:
     """A function that says where a document's id stood first, or None when it is new; ids are kept on disk."""
-    with closing(sqlite3.connect("")) as database:  # a temporary file, of which SQLite keeps some megabytes in memory
-        database.execute("PRAGMA journal_mode = OFF")
-        database.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID")
+    with naming_scratch():
+        opened = open_scratch("CREATE TABLE ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID;")
+    with closing(opened) as database:
 
         def first_place(document: Document) -> str | None:
-            new = database.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (document.id, document.source)).rowcount
-            if new:
-                return None
-            return str(database.execute("SELECT place FROM ids WHERE id = ?", (document.id,)).fetchone()[0])
+            known = (document.id, document.source)
+            with naming_scratch():
+                if database.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", known).rowcount:
+                    return None
+                return str(database.execute("SELECT place FROM ids WHERE id = ?", known[:1]).fetchone()[0])
 
         yield first_place
 
@@ -103,10 +98,13 @@ def _problem(document: Document, first_place: Callable[[Document], str | None]) 
 
 
 def _outcomes(files: Iterator[Found], fields: Fields, encoding: str, limits: Limits) -> Iterator[Outcome]:
-    """Documents and problems of all files in order; files of one document for a parser are read ahead."""
+    """Documents and problems of all files in order; files of one document for a parser are read ahead.
+
+    Where reading ends early, parsers are killed before the threads that wait for them are waited for.
+    """
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ahead: deque[Iterator[Outcome] | Future[list[Outcome]]] = deque()
-    with Sandbox(limits) as sandbox, ThreadPoolExecutor(workers) as threads:
+    with _threads(workers) as threads, Sandbox(limits) as sandbox:
         for found in chain(files, [None] * (2 * workers)):
             if isinstance(found, Problem):
                 ahead.append(iter([found]))
@@ -120,6 +118,16 @@ def _outcomes(files: Iterator[Found], fields: Fields, encoding: str, limits: Lim
             if ahead and (found is None or len(ahead) > 2 * workers):
                 first = ahead.popleft()
                 yield from first.result() if isinstance(first, Future) else first
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that end with the block: what nobody has begun is dropped."""
+    threads = ThreadPoolExecutor(count)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _read_file(

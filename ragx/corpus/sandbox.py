@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -23,26 +24,34 @@ _LONGEST = 12
 
 
 class Sandbox:
-    """Parsers by format; several threads may read at once, each with a child of its own."""
+    """Parsers by format; several threads may read at once, each with a child of its own.
+
+    At its end all children are killed, those that are at work too: a thread which waits for one then goes on at once.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._idle: dict[str, list[_Child]] = {}
+        self._busy: set[_Child] = set()
+        self._ended = False
         self._lock = Lock()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for children in self._idle.values():
-            for child in children:
+        with self._lock:
+            self._ended = True
+            for child in self._busy:
+                child.interrupt()
+            for child in chain.from_iterable(self._idle.values()):
                 child.kill()
 
     def read(self, format: str, path: Path, name: str, fields: list[str]) -> Iterator[Record | Problem]:
-        """The records of a file; the death of its parser is one problem more."""
-        with self._lock:
-            idle = self._idle.setdefault(format, [])
-            child = idle.pop() if idle else _Child(format, self._limits)
+        """The records of a file; the death of its parser is one problem more. None once the sandbox has ended."""
+        child = self._child(format)
+        if child is None:
+            return
         ended = False
         try:
             for answer in child.ask({"path": str(path), "name": name, "fields": fields}):
@@ -51,14 +60,28 @@ class Sandbox:
                     yield answer["place"], answer["record"]
                 elif not ended:
                     yield Problem(answer["place"], answer["reason"])
-            if not ended:
+            if not ended and not self._ended:
                 yield Problem(str(path), child.reason_of_death(self._limits))
         finally:
-            if ended:
-                with self._lock:
-                    idle.append(child)
-            else:
-                child.kill()
+            self._give_back(format, child, reusable=ended)
+
+    def _child(self, format: str) -> "_Child | None":
+        """An idle child, or a new one."""
+        with self._lock:
+            if self._ended:
+                return None
+            idle = self._idle.setdefault(format, [])
+            child = idle.pop() if idle else _Child(format, self._limits)
+            self._busy.add(child)
+            return child
+
+    def _give_back(self, format: str, child: "_Child", *, reusable: bool) -> None:
+        with self._lock:
+            self._busy.discard(child)
+            if reusable and not self._ended:
+                self._idle[format].append(child)
+                return
+        child.kill()
 
 
 class _Child:
@@ -111,6 +134,10 @@ class _Child:
         if code < 0:
             return f"its parser was killed by {signal.Signals(-code).name}"
         return f"its parser failed ({said[-1]})"
+
+    def interrupt(self) -> None:
+        """End the process while another thread waits for its answer, and leave the rest to that thread."""
+        self._process.kill()
 
     def kill(self) -> None:
         """End the process and wait for it."""

@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ragx.artifacts import FORMAT, fingerprint, lock, new_folder, write_json, write_text
-from ragx.errors import ArtifactError
+from ragx.errors import ArtifactError, RagxError
 from ragx.index.encoder import Encoder, Vectors
 from ragx.index.kinds import Wanted, write_approximate
 from ragx.index.lexical import Lexical, write_lexical
@@ -32,13 +32,15 @@ from ragx.index.passages import (
     store_passages,
 )
 from ragx.index.shards import Plan, encode_part, is_intact, read_shard, shard_path, write_shard
-from ragx.index.vectors import APPROXIMATE, VECTORS, open_vectors, write_vectors
+from ragx.index.vectors import APPROXIMATE, FAISS_VERSION, METRIC, VECTORS, open_vectors, write_vectors
 from ragx.records import Passage, Progress
 
 log = logging.getLogger(__name__)
 
 KIND = "ragx index"
 WHAT = "this index"
+PART_WAIT_SECONDS = 60
+"""How long a part waits while another one prepares the folder that all of them write to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,30 @@ def decides_vectors(facts: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in facts.items() if name not in ("wanted", "lexical")}
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """The right to write generations in `folder`, for whoever is about to build or merge: before the corpus is read or
+    the encoder loaded, so that a second job is refused at once. A damaged CURRENT is mended first.
+
+    Raises:
+        ArtifactError: another process has it.
+    """
+    with lock(folder / ".lock", WHAT):
+        _mend_current(folder)
+        yield
+
+
+@contextmanager
+def only_maker(folder: Path, part: int, parts: int) -> Iterator[None]:
+    """The right to make one part of several in `folder`; other parts are made beside it.
+
+    Raises:
+        ArtifactError: another process has it.
+    """
+    with lock(folder / f".lock-{part}-of-{parts}", f"part {part} of {parts}"):
+        yield
+
+
 def build(
     folder: Path,
     facts: dict[str, object],
@@ -104,28 +130,28 @@ def build(
     encode: Encode | None = None,
     left_out: Callable[[], int] = lambda: 0,
 ) -> Path:
-    """Build the next generation in `folder` and make it current; shards of an interrupted build are reused.
+    """Build the next generation in `folder` and make it current, as its `only_writer`; shards of an interrupted build
+    are reused.
 
     Passages that `base` holds too keep their vectors. `encode` may compute the others elsewhere. `left_out` is asked,
     when all passages are read, how many duplicates they went without.
 
     Raises:
-        ArtifactError: another process is building here.
         DataError: there is no passage.
-        RagxError: a vector is not finite.
+        RagxError: the disk is too small, or a vector is not finite.
     """
-    with lock(folder / ".lock", WHAT):
-        plan = _plan(facts, settings, None if base is None else base.folder.name)
-        building = _building(folder, plan)
-        documents, count = store_passages(building / PASSAGES, passages, progress, left_out)
-        missing = _missing(building, plan, count)
-        if base is not None:
-            _encode_changed(building, plan, count, missing, base, encoder, progress)
-        elif encode is not None and missing:
-            encode(building, plan, missing)
-        else:
-            _encode_here(building, plan, encoder, set(missing), count, progress)
-        return _commit(folder, building, plan, settings, facts, (documents, count, encoder.dimension), progress)
+    plan = _plan(facts, settings, None if base is None else base.folder.name)
+    building = _building(folder, plan)
+    documents, count = store_passages(building / PASSAGES, passages, progress, left_out)
+    missing = _missing(building, plan, count)
+    _require_room(folder, sum(_rows(plan, number, count) for number in missing), count, encoder.dimension)
+    if base is not None:
+        _encode_changed(building, plan, count, missing, base, encoder, progress)
+    elif encode is not None and missing:
+        encode(building, plan, missing)
+    else:
+        _encode_here(building, plan, encoder, set(missing), count, progress)
+    return _commit(folder, building, plan, settings, facts, (documents, count, encoder.dimension), progress)
 
 
 def build_part(
@@ -139,18 +165,33 @@ def build_part(
     part: int,
     parts: int,
 ) -> list[Path]:
-    """Encode every `parts`-th shard, from number `part` - 1 on, for `merge` to join; jobs of one plan run side by side.
+    """Encode every `parts`-th shard, from number `part` - 1 on, for `merge` to join, as the part's `only_maker`.
+
+    Parts of one plan are made side by side.
 
     Raises:
-        ArtifactError: another process is building here, or another job has this part.
+        ArtifactError: another process is building a whole index here, or took the folder for another plan.
         DataError: there is no passage.
     """
     plan = _plan(facts, settings, None)
-    with lock(folder / ".lock", WHAT):
+    with lock(folder / ".lock", WHAT, wait_seconds=PART_WAIT_SECONDS):
         building = _building(folder, plan)
-    with lock(folder / f".lock-{part}-of-{parts}", f"part {part} of {parts}"):
-        found = encode_part(building, plan, passages, encoder, lambda shard: shard % parts == part - 1, progress)
-        return list(found)
+    made = encode_part(building, plan, passages, encoder, lambda shard: shard % parts == part - 1, progress)
+    return list(_while_of_plan(building, plan, made, f"run ragx index --shard {part}/{parts} again"))
+
+
+def _while_of_plan(building: Path, plan: Plan, made: Iterator[Path], remedy: str) -> Iterator[Path]:
+    """The shards of a part, as long as nobody else empties or removes their folder: a part does not lock it."""
+    taken = ArtifactError(f"{building}: another build has taken this folder from under a running part; {remedy}")
+    try:
+        for path in made:
+            if not _is_of_plan(building, plan):
+                raise taken
+            yield path
+    except FileNotFoundError as error:
+        if _is_of_plan(building, plan):
+            raise
+        raise taken from error
 
 
 def merge(
@@ -163,27 +204,28 @@ def merge(
     *,
     left_out: Callable[[], int] = lambda: 0,
 ) -> Path:
-    """Join the shards of all parts into the next generation and make it current.
+    """Join the shards of all parts into the next generation and make it current, as `only_writer` of `folder`.
 
     Raises:
         ArtifactError: shards are missing, damaged or of another plan; those that are right stay.
+        RagxError: the disk is too small.
     """
     plan = _plan(facts, settings, None)
-    with lock(folder / ".lock", WHAT):
-        building = folder / ".building"
-        building.mkdir(parents=True, exist_ok=True)
-        if not _is_of_plan(building, plan):
-            (building / PASSAGES).unlink(missing_ok=True)
-            write_json(building / "plan.json", {"plan": plan.fingerprint})
-        documents, count = store_passages(building / PASSAGES, passages, progress, left_out)
-        absent = [number for number in range(_shards(plan, count)) if not shard_path(building, number).is_file()]
-        if absent:
-            shown = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
-            raise ArtifactError(
-                f"{building}: {len(absent)} of {_shards(plan, count)} shards are missing ({shown}); "
-                "run ragx index --shard i/n for every i first"
-            )
-        return _commit(folder, building, plan, settings, facts, (documents, count, dimension), progress)
+    building = folder / ".building"
+    building.mkdir(parents=True, exist_ok=True)
+    if not _is_of_plan(building, plan):
+        (building / PASSAGES).unlink(missing_ok=True)
+        write_json(building / "plan.json", {"plan": plan.fingerprint})
+    documents, count = store_passages(building / PASSAGES, passages, progress, left_out)
+    absent = [number for number in range(_shards(plan, count)) if not shard_path(building, number).is_file()]
+    if absent:
+        shown = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
+        raise ArtifactError(
+            f"{building}: {len(absent)} of {_shards(plan, count)} shards are missing ({shown}); "
+            "run ragx index --shard i/n for every i first"
+        )
+    _require_room(folder, 0, count, dimension)
+    return _commit(folder, building, plan, settings, facts, (documents, count, dimension), progress)
 
 
 def current_generation(folder: Path) -> Path | None:
@@ -198,6 +240,29 @@ def current_generation(folder: Path) -> Path | None:
     if not (name.startswith("v") and name[1:].isdigit()):
         raise ArtifactError(f"{pointer}: damaged, names {name[:20]!r}; run: ragx index")
     return folder / name
+
+
+def _mend_current(folder: Path) -> None:
+    """Where CURRENT is damaged or names nothing that is there, the newest generation is the one in use again: its
+    vectors need not be made a second time."""
+    pointer = folder / "CURRENT"
+    try:
+        generation = current_generation(folder)
+        if generation is None or generation.is_dir():
+            return
+        reason = f"{pointer}: names {generation.name}, which is gone"
+    except ArtifactError as error:
+        reason = str(error).removesuffix("; run: ragx index")
+    if numbers := _generations(folder):
+        write_text(pointer, f"v{max(numbers)}\n")
+        log.warning("%s; v%d is in use again", reason, max(numbers))
+    else:
+        pointer.unlink()
+        log.warning("%s; building it anew", reason)
+
+
+def _generations(folder: Path) -> list[int]:
+    return [int(path.name[1:]) for path in folder.glob("v*") if path.name[1:].isdigit()]
 
 
 def _plan(facts: dict[str, object], settings: Settings, base: str | None) -> Plan:
@@ -217,8 +282,9 @@ def _building(folder: Path, plan: Plan) -> Path:
     """The folder of the unfinished build, emptied unless it was started for the same plan."""
     building = folder / ".building"
     if not _is_of_plan(building, plan):
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
+        shutil.rmtree(building, ignore_errors=True)  # a part of the other plan may be writing there
+        building.mkdir(parents=True, exist_ok=True)
+        (building / PASSAGES).unlink(missing_ok=True)  # which, unlike a shard, does not say what it was made for
         write_json(building / "plan.json", {"plan": plan.fingerprint})
     return building
 
@@ -238,6 +304,22 @@ def _missing(building: Path, plan: Plan, count: int) -> list[int]:
     if len(missing) < len(shards):
         log.info("going on: %d of %d shards are done", len(shards) - len(missing), len(shards))
     return missing
+
+
+def _require_room(folder: Path, missing: int, count: int, dimension: int) -> None:
+    """Refuse what cannot end well before hours of encoding: shards of the `missing` vectors must find room, then all
+    `count` once more and a copy of the passages. The lexical and an approximate index come on top, and are not known.
+
+    Raises:
+        RagxError: there is less.
+    """
+    building = folder / ".building"
+    needed = 4 * dimension * (missing + count) + (building / PASSAGES).stat().st_size
+    rests = (building / VECTORS, building / APPROXIMATE, *folder.glob(".v*.tmp/**/*"))  # which a kill left, to go first
+    free = shutil.disk_usage(building).free + sum(path.stat().st_size for path in rests if path.is_file())
+    if needed > free:
+        sizes = f"needs about {needed / 1e6:,.1f} MB more, {free / 1e6:,.1f} MB free"
+        raise RagxError(f"{folder}: {sizes}; make room, or set output_dir to another disk")
 
 
 def _encode_here(
@@ -292,9 +374,9 @@ def _commit(
     write_vectors(building / VECTORS, _vectors(building, plan, count), (count, dimension))
     built = write_approximate(building, settings.vectors, (count, dimension), progress)
     facts |= {"kind_of_index": built.kind, "factory": built.factory, "search": built.search}
-    facts["recall@10"] = round(built.recall, 4)
+    facts |= {"recall@10": round(built.recall, 4), "metric": METRIC, "faiss": FAISS_VERSION}
     before = current_generation(folder)
-    numbers = [int(path.name[1:]) for path in folder.glob("v*") if path.name[1:].isdigit()]
+    numbers = _generations(folder)
     generation = folder / f"v{max(numbers, default=0) + 1}"
     with new_folder(generation, KIND, **facts) as beside:
         shutil.copyfile(building / PASSAGES, beside / PASSAGES)
@@ -307,8 +389,16 @@ def _commit(
     for old in [folder / f"v{number}" for number in numbers]:
         if old != before:
             shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(building)
+    _remove(building)
     return generation
+
+
+def _remove(building: Path) -> None:
+    """The new generation is in use by now, so that rests are no failure; what is left is of no other plan's use."""
+    try:
+        shutil.rmtree(building)
+    except OSError as error:
+        log.warning("%s: %s; what is left there may be removed", building, error.strerror)
 
 
 def _vectors(building: Path, plan: Plan, count: int) -> Iterator[Vectors]:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoTokenizer, BertConfig, BertModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from ragx.errors import ArtifactError, RagxError
-from ragx.models import model_fingerprint, read_model_config, require_tokenizer, require_weights
+from ragx.models import loading, model_fingerprint, read_model_config, require_tokenizer, require_weights, saving
 from ragx.records import Passage
 
 Vectors = NDArray[np.float32]
@@ -257,7 +257,8 @@ class Encoder:
         """Write the tokenizer alone, as it was before special tokens in texts were made plain."""
         self.tokenizer.split_special_tokens = False
         try:
-            self.tokenizer.save_pretrained(folder)
+            with saving(folder):
+                self.tokenizer.save_pretrained(folder)
         finally:
             self.tokenizer.split_special_tokens = True
 
@@ -268,9 +269,8 @@ class Encoder:
             return
         self.tokenizer.split_special_tokens = False
         try:
-            self.module.save_pretrained(str(folder), create_model_card=False)
-        except SafetensorError as error:
-            raise RagxError(f"{folder}: cannot be written ({error}); is the disk full?") from error
+            with saving(folder):
+                self.module.save_pretrained(str(folder), create_model_card=False)
         finally:
             self.tokenizer.split_special_tokens = True
 
@@ -279,10 +279,8 @@ class Encoder:
         bert = self.module[0].auto_model
         tower = DPRContextEncoder(_dpr_config(bert))
         tower.ctx_encoder.bert_model.load_state_dict(_without_pooler(bert))
-        try:
+        with saving(folder):
             tower.save_pretrained(folder)
-        except SafetensorError as error:
-            raise RagxError(f"{folder}: cannot be written ({error}); is the disk full?") from error
         self.save_tokenizer(folder)
 
 
@@ -337,13 +335,13 @@ def _lacks_pooler(folder: Path) -> bool:
 def _load(folder: Path, settings: EncoderSettings, device: str, allow_pickle: bool) -> SentenceTransformer:
     model_kwargs: dict[str, bool | None] = {"use_safetensors": None if allow_pickle else True}
     own_modules = (folder / "modules.json").is_file()
+    kind = None if own_modules else read_model_config(folder).get("model_type")
     if not own_modules:
-        kind = read_model_config(folder).get("model_type")
         require_weights(folder, allow_pickle)
         require_tokenizer(folder)
+    with loading(folder, "cannot be loaded as a text encoder"):
         if kind == "dpr":
             return _load_dpr(folder, device, allow_pickle)
-    try:
         if own_modules and _lacks_pooler(folder):
             model_kwargs["add_pooling_layer"] = False
         if own_modules and settings.pooling is None and settings.normalize is None:
@@ -356,5 +354,3 @@ def _load(folder: Path, settings: EncoderSettings, device: str, allow_pickle: bo
         normalize = own_normalize if settings.normalize is None else settings.normalize
         parts = [transformer, pooling, *([Normalize()] if normalize else [])]
         return SentenceTransformer(modules=parts, device=device)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise ArtifactError(f"{folder}: cannot be loaded as a text encoder ({error})") from error

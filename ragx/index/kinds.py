@@ -15,9 +15,18 @@ import faiss
 import numpy as np
 import psutil
 
-from ragx.errors import ConfigError, RagxError
+from ragx.errors import ConfigError
 from ragx.index.encoder import Vectors
-from ragx.index.vectors import APPROXIMATE, VECTORS, Ids, Parameter, VectorIndex, open_vectors, set_parameter
+from ragx.index.vectors import (
+    APPROXIMATE,
+    VECTORS,
+    Ids,
+    Parameter,
+    VectorIndex,
+    open_vectors,
+    set_parameter,
+    write_index,
+)
 from ragx.records import Progress
 
 log = logging.getLogger(__name__)
@@ -98,10 +107,7 @@ def write_approximate(folder: Path, wanted: Wanted, shape: tuple[int, int], prog
     for start in range(0, len(vectors), _ROWS_AT_ONCE):
         index.add(vectors[start : start + _ROWS_AT_ONCE])
         progress(f"filling {factory}", min(start + _ROWS_AT_ONCE, len(vectors)), len(vectors))
-    try:
-        faiss.write_index(index, str(folder / APPROXIMATE))
-    except RuntimeError as error:
-        raise RagxError(f"{folder}: FAISS cannot write ({str(error).splitlines()[0]}); is the disk full?") from error
+    write_index(folder / APPROXIMATE, index)
     del index
     return _tuned(folder, kind, factory, wanted.recall_target, vectors)
 

@@ -5,6 +5,7 @@ made anywhere, copied, cut short or flipped, and is either right or refused.
 """
 
 import hashlib
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ragx.artifacts import fingerprint
+from ragx.artifacts import fingerprint, naming
 from ragx.errors import ArtifactError, StaleIndexError
 from ragx.index.encoder import Encoder, Tokens, Vectors
 from ragx.records import Passage, Progress
+
+_REMEDY = "make it again: ragx index --shard i/n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,11 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def write_shard(path: Path, plan: Plan, vectors: Vectors) -> None:
-    """Write the vectors [n, D] of a shard atomically."""
+    """Write the vectors [n, D] of a shard atomically, also where another process writes the same one."""
     facts = {"plan": plan.fingerprint, "sha256": hashlib.sha256(vectors.tobytes()).hexdigest()}
-    beside = path.with_suffix(".tmp")
-    beside.write_bytes(save({"vectors": vectors}, metadata=facts))
+    beside = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
+    with naming(path):
+        beside.write_bytes(save({"vectors": vectors}, metadata=facts))
     beside.replace(path)
 
 
@@ -61,16 +65,16 @@ def read_shard(path: Path, plan: Plan, rows: int) -> Vectors:
             facts = file.metadata() or {}
             vectors: Vectors = file.get_tensor("vectors")
     except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such shard") from None
+        raise ArtifactError(f"{path}: no such shard; {_REMEDY}") from None
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{path}: damaged shard ({error})") from error
+        raise ArtifactError(f"{path}: damaged shard ({error}); {_REMEDY}") from error
     if facts.get("plan") != plan.fingerprint:
         raise StaleIndexError(
             f"{path}: made for plan {facts.get('plan')}, this is plan {plan.fingerprint}: corpus, chunking, encoder or "
-            "shard_size differ; make it again: ragx index --shard"
+            f"shard_size differ; {_REMEDY}"
         )
     if facts.get("sha256") != hashlib.sha256(vectors.tobytes()).hexdigest() or len(vectors) != rows:
-        raise ArtifactError(f"{path}: its bytes changed since it was written")
+        raise ArtifactError(f"{path}: its bytes changed since it was written; {_REMEDY}")
     return vectors
 
 

@@ -50,9 +50,13 @@ class Index:
             try:
                 self._open(generation, remedy, search or {})
                 break
-            except ArtifactError:
-                if current_generation(folder) == generation:
-                    raise
+            except ArtifactError as error:
+                if current_generation(folder) != generation:
+                    continue
+                if not generation.is_dir():
+                    pointer, name = folder / "CURRENT", generation.name
+                    raise ArtifactError(f"{pointer}: names {name}, but no ragx index here; run: {remedy}") from error
+                raise
 
     def _open(self, generation: Path, remedy: str, search: dict[Parameter, int]) -> None:
         self.manifest: dict[str, Any] = read_manifest(generation, KIND, remedy)

@@ -7,12 +7,14 @@ data, indices, indptr.npy   the weights [N, V] of the passages, compressed by co
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from ragx.artifacts import naming
 from ragx.errors import ArtifactError
 from ragx.index.words import analyzer, separate
 from ragx.records import Passage
@@ -38,10 +40,17 @@ def write_tfidf(folder: Path, passages: Iterable[Passage]) -> None:
         words, idf = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_
     except ValueError:  # no word in the whole corpus
         weights, words, idf = csc_array((1, 0), dtype=np.float32), [], np.zeros(0)
-    (folder / "words.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8", newline="\n")
-    np.save(folder / "idf.npy", idf.astype(np.float32))
-    for name in _ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(weights, name))
+    with naming(folder / "words.txt"):
+        (folder / "words.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8", newline="\n")
+    for name, array in [("idf", idf.astype(np.float32)), *((name, getattr(weights, name)) for name in _ARRAYS)]:
+        _save(folder / f"{name}.npy", array)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    """Through a file of ours: numpy tells neither why a write failed nor, of the last bytes, that it did."""
+    with naming(path), path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).data)
 
 
 class TfidfIndex:

@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from ragx.artifacts import naming
 from ragx.errors import ArtifactError, ConfigError, RagxError
 from ragx.index.encoder import Vectors
 
@@ -22,6 +23,9 @@ Parameter = Literal["ef_search", "nprobe"]
 VECTORS = "vectors.npy"
 APPROXIMATE = "vectors.faiss"
 OVERSAMPLE = 4
+METRIC = "inner product"
+FAISS_VERSION: str = faiss.__version__
+"""That of the library which writes and reads `APPROXIMATE`."""
 _FAISS_NAMES: dict[Parameter, str] = {"ef_search": "efSearch", "nprobe": "nprobe"}
 _QUERIES_AT_ONCE = 64
 
@@ -33,7 +37,7 @@ def write_vectors(path: Path, shards: Iterable[Vectors], shape: tuple[int, int])
         ArtifactError: the shards hold another number of vectors.
     """
     rows = 0
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f4")), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for shard in shards:
@@ -43,19 +47,31 @@ def write_vectors(path: Path, shards: Iterable[Vectors], shape: tuple[int, int])
         raise ArtifactError(f"{path}: the shards hold {rows} vectors, expected {shape[0]}")
 
 
+def write_index(path: Path, index: faiss.Index) -> None:
+    """Write a FAISS index through a file of ours: FAISS does not tell when the last bytes of its own found no room.
+
+    Raises:
+        RagxError: it cannot be written.
+    """
+    try:
+        with path.open("wb") as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
+    except OSError as error:
+        raise RagxError(f"{path}: cannot be written ({error.strerror}); is the disk full?") from error
+    except RuntimeError as error:
+        raise RagxError(f"{path}: FAISS cannot write ({str(error).splitlines()[0]})") from error
+
+
 def write_flat(path: Path, shards: Iterable[Vectors], dimension: int) -> None:
     """Write a FAISS index of exact inner products over all shards, in order: what other programs open.
 
     Raises:
-        RagxError: FAISS cannot write.
+        RagxError: it cannot be written.
     """
     index = faiss.IndexFlatIP(dimension)
     for shard in shards:
         index.add(shard)
-    try:
-        faiss.write_index(index, str(path))
-    except RuntimeError as error:
-        raise RagxError(f"{path}: FAISS cannot write ({str(error).splitlines()[0]})") from error
+    write_index(path, index)
 
 
 def open_vectors(path: Path, shape: tuple[int, int]) -> Vectors:
@@ -119,6 +135,8 @@ class VectorIndex:
                 f"{path}: holds {self._approximate.ntotal} vectors of {self._approximate.d} dimensions, "
                 f"expected {passages} of {dimension}"
             )
+        if self._approximate.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ArtifactError(f"{path}: its metric is not the {METRIC}; run: ragx index")
         for name, value in (search or {}).items():
             if not set_parameter(self._approximate, name, value):
                 raise ConfigError(f"index.{name}: the index {path} has no such search parameter")

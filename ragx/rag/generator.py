@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 import peft
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ragx.errors import ArtifactError, RagxError
+from ragx.errors import ArtifactError
+from ragx.models import saving
 from ragx.rag.marginal import smoothed
 from ragx.rag.prompts import Prompt, make_template
 from ragx.rag.state import State
@@ -150,12 +150,10 @@ class Generator(ABC):
     def save(self, folder: Path) -> None:
         """Write the adapter, where there is one, else the whole generator with its tokenizer."""
         wrapper: Any = self.model
-        try:
+        with saving(folder):
             wrapper.save_pretrained(folder)
-        except SafetensorError as error:
-            raise RagxError(f"{folder}: cannot be written ({error}); is the disk full?") from error
-        if wrapper is self.base:
-            self.tokenizer.save_pretrained(folder)
+            if wrapper is self.base:
+                self.tokenizer.save_pretrained(folder)
 
     @property
     def end_id(self) -> int:

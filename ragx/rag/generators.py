@@ -5,11 +5,10 @@ from typing import Any
 
 import peft
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from ragx.errors import ArtifactError, ConfigError, is_out_of_memory
-from ragx.models import require_tokenizer, require_weights
+from ragx.errors import ArtifactError, ConfigError
+from ragx.models import loading, require_tokenizer, require_weights
 from ragx.rag.causal import CausalGenerator
 from ragx.rag.generator import Generator
 from ragx.rag.prompts import Prompt, RagFormat
@@ -36,16 +35,12 @@ def load_generator(
     require_weights(folder, allow_pickle)
     require_tokenizer(folder)
     source = {"trust_remote_code": False, "local_files_only": True}
-    try:
+    with loading(folder, "cannot be loaded as a generator"):
         config = AutoConfig.from_pretrained(folder, **source)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = auto.from_pretrained(folder, dtype=dtype, use_safetensors=None if allow_pickle else True, **source)
         tokenizer = AutoTokenizer.from_pretrained(folder, **source)
         model = model if adapter is None else peft.PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ArtifactError(f"{folder}: cannot be loaded as a generator ({str(error).splitlines()[0]})") from error
     if isinstance(prompt, RagFormat) and not config.is_encoder_decoder:
         raise ConfigError(
             f"rag.input_format: {folder} has no encoder, as the generators of transformers' RAG have; say prompt"

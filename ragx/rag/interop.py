@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 import transformers
-from safetensors import SafetensorError
 
 from ragx.artifacts import new_folder
-from ragx.errors import ArtifactError, RagxError
+from ragx.errors import ArtifactError
 from ragx.index.encoder import Encoder
-from ragx.models import cache_folder, model_fingerprint, read_model_config, require_weights
+from ragx.models import cache_folder, loading, model_fingerprint, read_model_config, require_weights, saving
 from ragx.rag.generator import Generator
 from ragx.rag.generators import merged
 from ragx.rag.prompts import RagFormat, RagTemplate
@@ -56,15 +55,13 @@ def _require_architectures(folder: Path) -> None:
 
 def _split(folder: Path, model_class: type, parts: Path, allow_pickle: bool) -> None:
     source = {"local_files_only": True, "trust_remote_code": False}
-    try:
+    with loading(folder, "cannot be loaded"):
         model = model_class.from_pretrained(folder, use_safetensors=None if allow_pickle else True, **source)  # type: ignore[attr-defined]
         tokenizers = {
             name: transformers.AutoTokenizer.from_pretrained(folder / f"{name}_tokenizer", **source)
             for name in ("question_encoder", "generator")
         }
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
-    with new_folder(parts, "rag checkpoint parts", source=str(folder)) as beside:
+    with new_folder(parts, "rag checkpoint parts", source=str(folder)) as beside, saving(parts):
         for name, tokenizer in tokenizers.items():
             getattr(model.rag, name).save_pretrained(beside / name)
             tokenizer.save_pretrained(beside / name)
@@ -82,7 +79,10 @@ def input_format(
 
     Their limit is `max_combined_length`; `max_input_tokens` holds where it is smaller.
     """
-    config = transformers.RagConfig() if checkpoint is None else transformers.RagConfig.from_pretrained(checkpoint)
+    config = transformers.RagConfig()
+    if checkpoint is not None:
+        with loading(checkpoint, "cannot be loaded"):
+            config = transformers.RagConfig.from_pretrained(checkpoint)
     return RagFormat(
         title_sep=config.title_sep,
         doc_sep=config.doc_sep,
@@ -138,15 +138,13 @@ def write_checkpoint(folder: Path, encoder: Encoder, generator: Generator, decod
         **{name: getattr(writer.config, name) for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id")},
     )
     joint = getattr(transformers, MARGINALS[decoding.marginal])
-    try:
+    with saving(folder):
         joint(config=config, question_encoder=tower, generator=writer).save_pretrained(folder)
-    except SafetensorError as error:
-        raise RagxError(f"{folder}: cannot be written ({error}); is the disk full?") from error
+        generator.tokenizer.save_pretrained(folder / "generator_tokenizer")
     # Where this file is, RagTokenForGeneration.from_pretrained(folder, retriever=...) fails: it takes the retriever for
     # one of its settings. Without it they come from config.json.
     (folder / "generation_config.json").unlink(missing_ok=True)
     encoder.save_tokenizer(folder / "question_encoder_tokenizer")
-    generator.tokenizer.save_pretrained(folder / "generator_tokenizer")
     return _options(generator, decoding)
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
-from ragx.errors import ArtifactError
-from ragx.models import require_tokenizer
+from ragx.models import loading, require_tokenizer
 from ragx.rag.prompts import Prompt, continuation_ids, make_template, target_ids
 from ragx.records import Passage
 
@@ -23,12 +22,9 @@ class Lengths:
             ArtifactError: there is none, or its chat template refuses the prompt.
         """
         require_tokenizer(folder)
-        try:
+        with loading(folder, "its tokenizer cannot be loaded"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = str(error).splitlines()[0]
-            raise ArtifactError(f"{folder}: its tokenizer cannot be loaded ({reason})") from error
         self._writes_on = not config.is_encoder_decoder
         chat = self._writes_on and tokenizer.chat_template is not None
         self._tokenizer = tokenizer

@@ -6,7 +6,8 @@ import dataclasses
 import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,22 +98,22 @@ def _read(config: Config, encoder: Encoder, survey: Survey, progress: Progress) 
     (Vitter 1985, algorithm R)."""
     read, dice, fresh, duplicates = _Read(), random.Random(config.seed), list[Document](), deduplicator(config)
 
-    def documents() -> Iterator[Document]:
+    def documents() -> Generator[Document]:
         for document in corpus_documents(config):
             fresh.append(document)
             yield document
 
-    passages = corpus_passages(config, documents(), encoder.spans, duplicates)
-    for passage in _timed(passages, read):
-        _look(fresh, read, survey)
-        survey.add_passage(passage)
-        read.passages += 1
-        if len(read.sample) < SAMPLE:
-            read.sample.append(passage)
-        elif (place := dice.randrange(read.passages)) < SAMPLE:
-            read.sample[place] = passage
-        if read.passages % 1000 == 0:
-            progress("reading passages", read.passages, None)
+    with closing(corpus_passages(config, documents(), encoder.spans, duplicates)) as passages:
+        for passage in _timed(passages, read):
+            _look(fresh, read, survey)
+            survey.add_passage(passage)
+            read.passages += 1
+            if len(read.sample) < SAMPLE:
+                read.sample.append(passage)
+            elif (place := dice.randrange(read.passages)) < SAMPLE:
+                read.sample[place] = passage
+            if read.passages % 1000 == 0:
+                progress("reading passages", read.passages, None)
     _look(fresh, read, survey)
     dice.shuffle(read.sample)
     read.left_out = duplicates.removed

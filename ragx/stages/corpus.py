@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from ragx.config import Config
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def corpus_documents(config: Config) -> Iterator[Document]:
+def corpus_documents(config: Config) -> Generator[Document]:
     """The documents of the configured corpus, streamed."""
     from ragx.corpus.readers import Fields, read_documents
     from ragx.corpus.streams import Limits
@@ -35,20 +36,30 @@ def deduplicator(config: Config) -> Deduplicator:
 
 
 def corpus_passages(
-    config: Config, documents: Iterable[Document], spans: Spans, duplicates: Deduplicator
-) -> Iterator[Passage]:
-    """The passages of documents as configured, duplicates counted in the log; `spans` finds tokens."""
-    from ragx.corpus.passages import passages_of, word_spans
+    config: Config, documents: Generator[Document], spans: Spans, duplicates: Deduplicator
+) -> Generator[Passage]:
+    """The passages of documents as configured, duplicates counted in the log; `spans` finds tokens.
 
-    how = config.passages
-    yield from passages_of(
-        documents,
-        size=how.size,
-        overlap=how.overlap,
-        spans=spans if how.unit == "tokens" else word_spans,
-        unit=how.unit,
-        title=how.title,
-        is_new=duplicates.is_new,
-    )
+    Whoever may stop early closes this, which closes `documents` too: parsers read ahead of them.
+
+    Raises:
+        DataError: no passage comes of a document; with `corpus.on_error: skip` it is logged and counted instead.
+    """
+    from ragx.corpus.passages import passages_of, word_spans
+    from ragx.corpus.rejects import Rejects
+
+    how, rejects = config.passages, Rejects(config.corpus.on_error)
+    with closing(documents):
+        yield from passages_of(
+            documents,
+            size=how.size,
+            overlap=how.overlap,
+            spans=spans if how.unit == "tokens" else word_spans,
+            unit=how.unit,
+            title=how.title,
+            is_new=duplicates.is_new,
+            reject=rejects.add,
+        )
+    rejects.count("documents without a passage")
     if how.deduplicate != "none":
         log.info("%d passages left out as %s duplicates of earlier ones", duplicates.removed, how.deduplicate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,15 @@ def build_index(config: Config, progress: Progress = no_progress, *, update: boo
     Raises:
         RagxError: documents, model, disk or lock are at fault; the index in use stays as it was.
     """
-    _build(config, config.run_dir / "index", passage_encoder_loader(config), update, progress)
+    from ragx.index.build import only_writer
+
+    folder = config.run_dir / "index"
+    with only_writer(folder):
+        _build(config, folder, passage_encoder_loader(config), update, progress)
     if tuned := tuned_passage_encoder(config):
-        _build(config, tuned_index(config), tuned_passage_encoder_loader(config, tuned), update, progress)
+        folder = tuned_index(config)
+        with only_writer(folder):
+            _build(config, folder, tuned_passage_encoder_loader(config, tuned), update, progress)
     return index_stats(config)
 
 
@@ -64,18 +71,18 @@ def _build(config: Config, folder: Path, load_encoder: Callable[[], Encoder], up
     require_same_width(config, encoder)
     write_text(config.run_dir / "config.yaml", dump_config(config))
     duplicates = deduplicator(config)
-    passages = corpus_passages(config, corpus_documents(config), encoder.spans, duplicates)
-    build(
-        folder,
-        facts,
-        settings,
-        passages,
-        encoder,
-        progress,
-        base=base,
-        encode=encode,
-        left_out=lambda: duplicates.removed,
-    )
+    with closing(corpus_passages(config, corpus_documents(config), encoder.spans, duplicates)) as passages:
+        build(
+            folder,
+            facts,
+            settings,
+            passages,
+            encoder,
+            progress,
+            base=base,
+            encode=encode,
+            left_out=lambda: duplicates.removed,
+        )
 
 
 def build_tuned_index(config: Config, index: Index, weights: Path, progress: Progress) -> Index:
@@ -84,13 +91,14 @@ def build_tuned_index(config: Config, index: Index, weights: Path, progress: Pro
     Raises:
         RagxError: disk or lock are at fault, or a vector is not finite; the tuned index in use stays as it was.
     """
-    from ragx.index.build import Source, build, facts_of
+    from ragx.index.build import Source, build, facts_of, only_writer
     from ragx.index.store import Index
 
-    encoder, settings = tuned_passage_encoder_loader(config, weights)(), index_settings(config)
-    source = Source(*(index.manifest[part] for part in ("corpus", "chunking", "encoding")))
     folder = tuned_index(config)
-    build(folder, facts_of(source, encoder, settings), settings, index.all_passages(), encoder, progress)
+    with only_writer(folder):
+        encoder, settings = tuned_passage_encoder_loader(config, weights)(), index_settings(config)
+        source = Source(*(index.manifest[part] for part in ("corpus", "chunking", "encoding")))
+        build(folder, facts_of(source, encoder, settings), settings, index.all_passages(), encoder, progress)
     return Index(folder, "ragx index")
 
 
@@ -101,31 +109,36 @@ def build_index_part(config: Config, part: int, parts: int, progress: Progress =
         ConfigError: there is no such part.
         RagxError: documents, model, disk or lock are at fault.
     """
-    from ragx.index.build import build_part, facts_of
+    from ragx.index.build import build_part, facts_of, only_maker
 
     if not 1 <= part <= parts:
         raise ConfigError(f"--shard {part}/{parts}: parts count from 1 to {parts}")
-    encoder, settings = passage_encoder(config), index_settings(config)
-    facts = facts_of(_source(config), encoder, settings)
-    passages = corpus_passages(config, corpus_documents(config), encoder.spans, deduplicator(config))
-    return build_part(config.run_dir / "index", facts, settings, passages, encoder, progress, part=part, parts=parts)
+    folder = config.run_dir / "index"
+    with only_maker(folder, part, parts):
+        encoder, settings = passage_encoder(config), index_settings(config)
+        facts = facts_of(_source(config), encoder, settings)
+        documents, duplicates = corpus_documents(config), deduplicator(config)
+        with closing(corpus_passages(config, documents, encoder.spans, duplicates)) as passages:
+            return build_part(folder, facts, settings, passages, encoder, progress, part=part, parts=parts)
 
 
 def merge_index(config: Config, progress: Progress = no_progress) -> dict[str, Any]:
     """Join the shards of all parts into the next index generation; returns `index_stats`.
 
     Raises:
-        ArtifactError: shards are missing, damaged or made for something else.
+        ArtifactError: shards are missing, damaged or made for something else, or another process is building here.
     """
-    from ragx.index.build import facts_of, merge
+    from ragx.index.build import facts_of, merge, only_writer
 
-    encoder, settings = passage_encoder(config), index_settings(config)
-    facts = facts_of(_source(config), encoder, settings)
-    write_text(config.run_dir / "config.yaml", dump_config(config))
-    duplicates = deduplicator(config)
-    passages = corpus_passages(config, corpus_documents(config), encoder.spans, duplicates)
-    folder, dimension = config.run_dir / "index", encoder.dimension
-    merge(folder, facts, settings, passages, dimension, progress, left_out=lambda: duplicates.removed)
+    folder = config.run_dir / "index"
+    with only_writer(folder):
+        encoder, settings = passage_encoder(config), index_settings(config)
+        facts = facts_of(_source(config), encoder, settings)
+        write_text(config.run_dir / "config.yaml", dump_config(config))
+        duplicates = deduplicator(config)
+        with closing(corpus_passages(config, corpus_documents(config), encoder.spans, duplicates)) as passages:
+            dimension = encoder.dimension
+            merge(folder, facts, settings, passages, dimension, progress, left_out=lambda: duplicates.removed)
     return index_stats(config)
 
 

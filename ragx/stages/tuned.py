@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragx.artifacts import fingerprint, new_folder, write_text
+from ragx.artifacts import fingerprint, naming, new_folder, write_text
 from ragx.config import Config
 from ragx.records import Progress
 from ragx.stages.index import build_tuned_index
@@ -32,7 +32,8 @@ def draw_curves(folder: Path) -> None:
     from ragx.training.curves import draw
 
     beside = folder / ".curves.png.tmp"
-    beside.write_bytes(draw(folder / "metrics.jsonl"))
+    with naming(folder / "curves.png"):
+        beside.write_bytes(draw(folder / "metrics.jsonl"))
     beside.replace(folder / "curves.png")
 
 

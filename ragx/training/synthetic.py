@@ -49,7 +49,7 @@ The question must be clear to somebody who has not read the text. Then write its
 Write two lines, the first beginning with "Question:", the second with "Answer:"."""
 CONTINUE = "{title}\n{passage}\n\n{question}"
 
-_END = regex.compile(r"(?<=[.!?])(?<!\b\p{Lu}\.|\b\p{Lu}\p{L}{1,2}\.|\b\p{Ll}\.)\s+(?=[\p{Lu}\d\"“'])|\s*\n\s*")
+_END = regex.compile(r"(?<=[.!?])(?<!\b\p{Lu}\.|\b\p{Lu}\p{L}{1,2}\.|\b\p{Ll}\.)\s+(?=[\p{Lu}\d\"“'])|(?<!\s)\s*\n\s*")
 _SENTENCE = regex.compile(r"[\p{Lu}\d\"“].*[.!?]", regex.S)
 _REFERS_BACK = regex.compile(r"(?:He|She|It|They|This|These|That|Those|His|Her|Its|Their|There)\b")
 _BEFORE_VERBS = frozenset("and or to not is was are be has had may can who you he she it".split())  # noqa: SIM905
@@ -57,7 +57,7 @@ _JOINING = frozenset("and of de di la le et y und von van der".split())  # noqa:
 _WORD = regex.compile(r"\S+")
 _MARKED = regex.compile(r"[$£€+-]?\d|\p{Lu}")
 _LINKING = regex.compile(r"\p{Ll}{1,3}")
-_CLAUSE_END = regex.compile(r"[,;:.!?)]+$")
+_CLAUSE_END = regex.compile(r"(?<![,;:.!?)])[,;:.!?)]+$")
 _WRITTEN = regex.compile(r"Question:\s*(?P<question>[^\n]+?)\s*\n+\s*Answer:\s*(?P<answer>[^\n]+)", regex.I)
 
 

@@ -9,9 +9,11 @@ import shutil
 import signal
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tantivy
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -19,8 +21,10 @@ from transformers import AutoTokenizer
 from ragx import stages
 from ragx.artifacts import fingerprint, untrusted
 from ragx.config import load_config
-from ragx.errors import DataError
-from ragx.index.encoder import Encoder
+from ragx.corpus import duplicates, readers
+from ragx.errors import DataError, RagxError
+from ragx.index import build
+from ragx.index.encoder import Encoder, EncoderSettings
 from ragx.rag.causal import CausalGenerator
 
 
@@ -93,6 +97,22 @@ def corpus_problems(corpus):
 
 
 PROBLEMS = ["broken line", "not utf8", "same id", "empty document", "no text", "empty corpus", "gone"]
+
+
+@pytest.mark.parametrize("command", ["index", "check"])
+def test_document_of_which_no_passage_comes_is_named_and_counted(cli, tiny_config, tiny_corpus, standing, command):
+    """Zero width spaces are characters, of which the encoder makes no token."""
+    lines = [json.dumps({"id": f"ghost{n}", "text": "\u200b\ufeff"}) for n in (1, 2)]
+    tiny_corpus.corpus.write_text(tiny_corpus.corpus.read_text() + "\n".join(lines) + "\n")
+    config = tiny_config(passages={"unit": "tokens"})
+    named = "document 'ghost1' holds no tokens (passages.unit), and so no passage; mend it, or say corpus.on_error"
+    refused(cli(command, "-q", "-c", config), f"{tiny_corpus.corpus}:13: {named}")
+    assert not standing()
+    done = cli(command, "-c", config, "--set", "corpus.on_error=skip")
+    assert done.code == 0, done.err
+    said = "".join(done.err.split())
+    assert f"skipped{tiny_corpus.corpus}:14:document'ghost2'holdsnotokens" in said
+    assert "2documentswithoutapassageskipped" in said
 
 
 def spoil(path, content):
@@ -261,6 +281,31 @@ def test_damaged_index_is_built_anew(cli, indexed, tmp_path, kind):
     assert cli("ask", "Who?", "-q", "-c", config).code == 0
 
 
+@pytest.mark.parametrize("pointer", [b"", b"\xff", b"x", b"v9\n"])
+def test_damaged_pointer_to_the_index_is_refused_and_mended(cli, indexed, tmp_path, pointer):
+    """Without encoding anything: the generation itself is whole."""
+    config, folder = indexed(), tmp_path / "runs/tiny/index"
+    (folder / "CURRENT").write_bytes(pointer)
+    refused(cli("ask", "Who?", "-q", "-c", config), folder / "CURRENT", "run: ragx index")
+    done = cli("index", "-q", "-c", config)
+    assert done.code == 0, done.err
+    assert "v1 is in use again" in " ".join(done.err.split())
+    assert (folder / "CURRENT").read_bytes() == b"v1\n"
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+
+
+@pytest.mark.parametrize("arguments", [["index"], ["index", "--update"], ["index", "--merge"]])
+def test_pointer_to_an_index_that_is_gone_is_mended(cli, indexed, tmp_path, arguments):
+    config, folder = indexed(), tmp_path / "runs/tiny/index"
+    if "--merge" in arguments:
+        assert cli("index", "--shard", "1/1", "-q", "-c", config).code == 0
+    shutil.rmtree(folder / "v1")
+    (folder / "CURRENT").write_bytes(b"v1")
+    done = cli(*arguments, "-q", "-c", config)
+    assert done.code == 0, done.err
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+
+
 def other_encoder(tiny_models, tmp_path):
     folder = tmp_path / "other-encoder"
     shutil.copytree(tiny_models.encoder, folder)
@@ -320,8 +365,16 @@ def test_generator_that_does_not_resolve(cli, indexed, standing, arguments, refe
     assert standing() == before
 
 
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
-    "damage", ["no config", "broken config", "no weights", "pickled", "broken weights", "no tokenizer"]
+    "damage",
+    [
+        *("no config", "broken config", "no weights", "pickled", "broken weights", "other shapes", "odd config"),
+        *("no tokenizer", "broken tokenizer", "tokenizer without model", "tokenizer of no object", "odd tokenizer"),
+    ],
 )
 @pytest.mark.parametrize("part", ["encoder", "generator"])
 def test_damaged_pretrained_model(cli, indexed, tiny_config, tiny_models, tmp_path, standing, part, damage):
@@ -343,9 +396,49 @@ def test_damaged_pretrained_model(cli, indexed, tiny_config, tiny_models, tmp_pa
         case "no tokenizer":
             for path in folder.glob("*token*"):
                 path.unlink()
+        case "other shapes":
+            edit_json(folder / "config.json", hidden_size=64)
+        case "odd config":
+            edit_json(folder / "config.json", hidden_size="wide")
+        case "broken tokenizer":
+            (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text()[:500])
+        case "tokenizer without model":
+            edit_json(folder / "tokenizer.json", model=None)
+        case "tokenizer of no object":
+            (folder / "tokenizer.json").write_text("[]")
+        case "odd tokenizer":
+            (folder / "tokenizer_config.json").write_text("[]")
     config = tiny_config(**{part: {"model": str(folder)}})
     refused(cli(*(["index"] if part == "encoder" else ["ask", "Who?"]), "-q", "-c", config), folder)
     assert standing() == before
+
+
+@pytest.mark.parametrize("model", [None, {"type": "Unheard"}])
+def test_check_refuses_a_damaged_tokenizer(cli, tiny_config, tiny_models, tmp_path, model):
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_models.causal, folder)
+    edit_json(folder / "tokenizer.json", model=model)
+    refused(cli("check", "-q", "-c", tiny_config({"model": str(folder)})), folder, "its tokenizer cannot be loaded")
+
+
+@pytest.fixture
+def tuned(cli, indexed):
+    config = indexed(finetune={"lora": {"rank": 2, "alpha": 4}})
+    assert cli("finetune", "-q", "-c", config).code == 0
+    return config
+
+
+def test_damaged_tuned_model_is_refused(cli, tuned, tmp_path):
+    """Whichever of its files is cut, and whatever else is wrong with it: nothing is answered from it."""
+    folder = tmp_path / "runs/tiny/model"
+    names = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.stat().st_size > 1]
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {path.name for path in names}
+    for path in names:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        refused(cli("ask", "Who?", "--json", "-q", "-c", tuned), path, "run: ragx finetune")
+        path.write_bytes(whole)
+    assert cli("ask", "Who?", "--json", "-q", "-c", tuned).code == 0
 
 
 def test_more_passages_wanted_than_there_are(cli, indexed):
@@ -490,7 +583,8 @@ def test_full_disk_at_fsync(cli, indexed, tiny_config, standing, monkeypatch, co
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    refused(cli(command, "-q", "-c", config), "No space left on device")
+    done = cli(command, "-q", "-c", config)
+    refused(done, "/runs/tiny/", ": No space left on device; nothing half written stands")
     assert standing() == before
 
 
@@ -502,15 +596,111 @@ def file_limit():
     resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-@pytest.mark.parametrize("size", [100, 6_000, 22_000], ids=["first file", "passages", "vectors"])
-def test_full_disk_while_indexing(cli, tiny_config, standing, file_limit, tmp_path, size):
-    config = tiny_config(passages={"size": 1}, index={"shard_size": 2048})
-    file_limit(size)
+@pytest.mark.parametrize(
+    ("when", "size", "lexical", "named"),
+    [
+        ("the start", 100, "bm25", "runs/tiny/config.yaml: File too large"),
+        ("store_passages", 6_000, "bm25", ".building/passages.sqlite: cannot be written"),
+        ("_encode_here", 22_000, "bm25", ".building/shard-00000.safetensors: File too large"),
+        ("write_vectors", 22_000, "bm25", ".building/vectors.npy: File too large"),
+        ("write_lexical", 1_000, "bm25", ".v1.tmp/lexical: tantivy cannot write"),
+        ("write_lexical", 1_000, "tfidf", "lexical/data.npy: File too large"),
+        ("write_lexical", 100, "tfidf", "words.txt: File too large"),
+        ("write_text", 1, "bm25", "index/CURRENT: File too large"),
+    ],
+)
+def test_full_disk_while_indexing(cli, tiny_config, standing, file_limit, monkeypatch, when, size, lexical, named):
+    config = tiny_config(passages={"size": 1}, index={"shard_size": 2048, "lexical": lexical})
+    if when == "the start":
+        file_limit(size)
+    else:
+        own = getattr(build, when)
+
+        def fills_up(*arguments, **options):
+            file_limit(size)
+            return own(*arguments, **options)
+
+        monkeypatch.setattr(build, when, fills_up)
     done = cli("index", "-q", "-c", config)
     file_limit(resource.RLIM_INFINITY)
-    refused(done)
-    assert not standing()
+    monkeypatch.undo()
+    refused(done, named)
+    assert not standing() or (when == "write_text" and "tiny/index/CURRENT" not in standing())
     assert cli("index", "-q", "-c", config).code == 0
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+
+
+@pytest.mark.parametrize("short", [1, 0])
+def test_disk_too_small_for_an_index_is_refused_before_encoding(cli, tiny_config, monkeypatch, tmp_path, short):
+    """24 vectors of 32 dimensions as shards and once more in one file, and the passages."""
+    config, needed, encode = tiny_config(), [], Encoder.encode_tokens
+
+    def usage(path):
+        needed.append(2 * 24 * 32 * 4 + (path / "passages.sqlite").stat().st_size)
+        return SimpleNamespace(free=needed[0] - short)
+
+    def watched(*arguments, **options):
+        assert not short, "it encodes what finds no room"
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr(Encoder, "encode_tokens", watched)
+    done = cli("index", "-q", "-c", config)
+    size = f"{needed[0] / 1e6:.1f} MB"
+    if short:
+        refused(done, tmp_path / "runs/tiny/index", f"needs about {size}", f"{size} free", "output_dir")
+    else:
+        assert done.code == 0, done.err
+
+
+def test_disk_holds_the_shards_that_are_made_already(cli, tiny_config, monkeypatch):
+    config = tiny_config()
+    assert cli("index", "--shard", "1/1", "-q", "-c", config).code == 0
+
+    def usage(path):
+        return SimpleNamespace(free=24 * 32 * 4 + (path / "passages.sqlite").stat().st_size)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert cli("index", "--merge", "-q", "-c", config).code == 0
+    assert cli("index", "-q", "-c", config, "--set", "passages.size=9").code == 2
+
+
+@pytest.mark.parametrize("command", ["index", "check"])
+@pytest.mark.parametrize("home", [duplicates, readers])
+def test_full_temporary_folder_is_named(cli, tiny_config, monkeypatch, tmp_path, standing, command, home):
+    config, own = tiny_config(passages={"deduplicate": "near"}), home.open_scratch
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("SQLITE_TMPDIR", raising=False)
+
+    def small(schema):
+        database = own(f"PRAGMA page_size = 512; {schema}")
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+        database.execute(f"PRAGMA max_page_count = {pages}")
+        return database
+
+    monkeypatch.setattr(home, "open_scratch", small)
+    refused(cli(command, "-q", "-c", config), f"ragx: {tmp_path}: ", "database or disk is full", "TMPDIR")
+    assert not standing()
+
+
+def test_rests_that_cannot_be_removed_are_no_failure(cli, tiny_config, monkeypatch, tmp_path):
+    """The new generation is in use by then."""
+    remove = shutil.rmtree
+
+    def stuck(path, *arguments, **options):
+        if path.name == ".building" and not options.get("ignore_errors"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        remove(path, *arguments, **options)
+
+    config = tiny_config()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", stuck)
+        done = cli("index", "-q", "-c", config)
+    assert done.code == 0, done.err
+    assert ".building: Input/output error" in "".join(done.err.splitlines())
+    assert cli("ask", "Who?", "-q", "-c", config).code == 0
+    assert cli("index", "--json", "-q", "-c", config, "--set", "passages.size=9").code == 0
+    assert not (tmp_path / "runs/tiny/index/.building").exists()
 
 
 def test_full_disk_while_training(cli, indexed, standing, file_limit):
@@ -521,6 +711,15 @@ def test_full_disk_while_training(cli, indexed, standing, file_limit):
     file_limit(resource.RLIM_INFINITY)
     refused(done)
     assert standing() == before
+
+
+def test_full_disk_behind_a_tokenizer(tiny_models, file_limit, tmp_path):
+    """tokenizers tells it by an exception without a class of its own."""
+    encoder = Encoder(tiny_models.encoder, EncoderSettings(), role="query")
+    assert (tiny_models.encoder / "tokenizer.json").stat().st_size > 5_000
+    file_limit(5_000)
+    with pytest.raises(RagxError, match=rf"{tmp_path}: cannot be written \(File too large .*is the disk full"):
+        encoder.save_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EIO])
@@ -611,6 +810,21 @@ def test_bug_is_70_with_its_traceback(cli, tiny_config, monkeypatch, error):
     assert (done.code, done.out) == (70, "")
     assert "Traceback" in done.err
     assert "the cause" in done.err
+    assert done.err.splitlines()[-1].startswith("ragx: this is a bug")
+
+
+def panic(*_):
+    """tantivy asserts in Rust that a limit is not 0."""
+    schema = tantivy.SchemaBuilder().build()
+    tantivy.Index(schema).searcher().search(tantivy.Query.all_query(), limit=0)
+
+
+def test_panic_of_a_library_in_rust_is_no_failed_gate(cli, tiny_config, monkeypatch):
+    """It reaches Python as a BaseException, which Python itself would end with 1."""
+    monkeypatch.setattr(stages, "check", panic)
+    done = cli("check", "-c", tiny_config())
+    assert (done.code, done.out) == (70, "")
+    assert "PanicException" in done.err
     assert done.err.splitlines()[-1].startswith("ragx: this is a bug")
 
 

@@ -1,20 +1,26 @@
 """`ragx index` from the command line: kinds, updates, parts, and what is refused."""
 
 import json
+import os
 import sys
 
+import faiss
 import numpy as np
 import pytest
 
+from ragx.index.build import only_writer
+from ragx.index.encoder import Encoder
 from ragx.index.store import Index
 
 
-def test_kind_and_recall_are_printed(cli, tiny_config):
+def test_kind_and_recall_are_printed(cli, tiny_config, tmp_path):
     config = tiny_config(index={"kind": "ivf"})
     done = cli("index", "-c", config)
     assert done.code == 0, done.err
     assert "ivf index (IVF1,SQ8, nprobe 1, recall@10 1.000) of 32 dimensions" in done.out
     found = json.loads(cli("index", "--stats", "--json", "-c", config).out)
+    manifest = json.loads((tmp_path / "runs/tiny/index/v1/manifest.json").read_text())
+    assert (manifest["metric"], manifest["faiss"]) == ("inner product", faiss.__version__)
     assert (found["kind"], found["factory"], found["search"], found["recall@10"]) == (
         "ivf",
         "IVF1,SQ8",
@@ -106,6 +112,25 @@ def test_search_parameter_of_another_kind(cli, indexed):
     done = cli("ask", "Who?", "-q", "-c", config, "--set", "index.nprobe=3")
     assert done.code == 2
     assert "index.nprobe: the index" in done.err and "has no such search parameter" in done.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--update"], ["--merge"]])
+def test_second_writer_is_refused_before_it_reads_or_writes_anything(
+    cli, tiny_config, tmp_path, monkeypatch, arguments
+):
+    config, run = tiny_config(), tmp_path / "runs" / "tiny"
+
+    def work(*_, **__):
+        raise AssertionError("a corpus was read or an encoder loaded in vain")
+
+    with only_writer(run / "index"):
+        (run / "config.yaml").write_text("the first one's")
+        monkeypatch.setattr("ragx.stages.index.file_sha256", work)
+        monkeypatch.setattr(Encoder, "__init__", work)
+        done = cli("index", "-q", "-c", config, *arguments)
+    assert done.code == 2, done.err
+    assert f"this index is being written by process {os.getpid()} on" in done.err and len(done.err.splitlines()) == 1
+    assert (run / "config.yaml").read_text() == "the first one's"
 
 
 def test_ray_without_ray(cli, tiny_config, monkeypatch, standing):

@@ -1,5 +1,6 @@
 """An index through its life: updated, made in parts, on a cluster, read while it is replaced."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragx import build_index, load_config, stages
+from ragx import artifacts, build_index, load_config, stages
 from ragx.errors import ArtifactError, StaleIndexError
+from ragx.index import store
+from ragx.index.build import only_writer
 from ragx.index.encoder import Encoder
 from ragx.index.shards import shard_path
 from ragx.stages.models import open_index
@@ -169,6 +172,73 @@ def test_merge_names_missing_shards_and_keeps_the_others(config_of):
     assert stages.merge_index(config)["passages"] == 200
 
 
+def shards_command(config_of, name, part, *overrides):
+    settings = [f"--set={override}" for override in (f"name={name}", *overrides)]
+    return [sys.executable, "-m", "ragx", "index", "--shard", part, "--quiet", "-c", str(config_of.path), *settings]
+
+
+def test_parts_started_together_run_side_by_side(config_of):
+    """Both reach the folder that they share while somebody is at it, and neither is refused."""
+    config = config_of("together")
+    folder = config.run_dir / "index"
+    with only_writer(folder):
+        commands = [shards_command(config_of, "together", part) for part in ("1/2", "2/2")]
+        parts = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for command in commands]
+        limit = time.monotonic() + 60
+        while len(list(folder.glob(".lock-*-of-2"))) < 2 and time.monotonic() < limit:
+            time.sleep(0.05)
+        time.sleep(4)
+    outputs = [part.communicate(timeout=120) for part in parts]
+    assert [part.returncode for part in parts] == [0, 0], outputs
+    stages.merge_index(config)
+    build_index(config_of("local"))
+    assert_same_index(config, config_of("local"))
+
+
+def test_killed_part_goes_on_when_it_is_run_again(config_of, kill_when, encoded):
+    config = config_of("killed", "index.shard_size=2")
+    made = lambda: list((config.run_dir / "index" / ".building").glob("shard-*.safetensors"))  # noqa: E731
+    kill_when(lambda: len(made()) >= 3, *shards_command(config_of, "killed", "1/2", "index.shard_size=2")[3:])
+    done = len(made())
+    assert 3 <= done < 50
+    assert len(stages.build_index_part(config, 1, 2)) == 50
+    assert len(encoded) == 2 * (50 - done)
+    stages.build_index_part(config, 2, 2)
+    assert stages.merge_index(config)["passages"] == 200
+
+
+def test_the_same_part_twice_is_refused_at_once(config_of, monkeypatch):
+    config = config_of("twice")
+
+    def again(what, done, total):
+        monkeypatch.setattr(Encoder, "__init__", lambda *_, **__: pytest.fail("loaded in vain"))
+        with pytest.raises(ArtifactError, match=r"part 1 of 2 is being written by process"):
+            stages.build_index_part(config, 1, 2)
+
+    assert len(stages.build_index_part(config, 1, 2, again)) == 7
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["finished", "unfinished"])
+def test_part_whose_folder_another_build_takes_says_so(config_of, ends):
+    config, other = config_of("taken"), config_of("taken", "passages.size=9")
+
+    def stopping(what, done, total):
+        if what == "encoding passages" and not ends:
+            raise KeyboardInterrupt
+
+    def taken(what, done, total):
+        if done == 16:
+            with contextlib.suppress(KeyboardInterrupt):
+                build_index(other, stopping)
+
+    with pytest.raises(
+        ArtifactError, match=r"\.building: another build has taken .*; run ragx index --shard 1/2 again"
+    ):
+        stages.build_index_part(config, 1, 2, taken)
+    build_index(other)
+    assert open_index(other).manifest["chunking"]["size"] == 9
+
+
 def test_shard_of_another_plan_is_refused(config_of, corpus):
     build, stale = config_of("build"), config_of("stale")
     stages.build_index_part(build, 1, 1)
@@ -182,15 +252,24 @@ def test_shard_of_another_plan_is_refused(config_of, corpus):
     assert stages.merge_index(stale)["passages"] == 200
 
 
+def mend_by_parts(config):
+    for part in (1, 2):
+        stages.build_index_part(config, part, 2)
+    stages.merge_index(config)
+
+
 @pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:-3] + bytes([d[-3] ^ 1]) + d[-2:], lambda d: b""])
-def test_damaged_shard_is_made_again(config_of, damage):
+@pytest.mark.parametrize("mend", [build_index, mend_by_parts])
+def test_damaged_shard_is_made_again(config_of, encoded, damage, mend):
     config = config_of("damaged")
     stages.build_index_part(config, 1, 1)
     path = shard_path(config.run_dir / "index" / ".building", 4)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ArtifactError, match=r"shard-00004\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"shard-00004\.safetensors: .*; make it again: ragx index --shard i/n"):
         stages.merge_index(config)
-    build_index(config)
+    encoded.clear()
+    mend(config)
+    assert len(encoded) == 16
     build_index(config_of("local"))
     assert_same_index(config, config_of("local"))
 
@@ -231,6 +310,51 @@ def test_readers_never_notice_a_writer(config_of, tmp_path):
     assert sorted(path.name for path in (config.run_dir / "index").glob("v*")) == ["v4", "v5"]
     np.testing.assert_array_equal(first.all_vectors(), vectors)
     assert first.all_passages() == passages
+
+
+@pytest.mark.parametrize("lexical", ["bm25", "tfidf"])
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+def test_opened_index_outlives_its_generation(config_of, kind, lexical):
+    """Its files are removed from under it, and it finds, scores and reads what it did."""
+    first = config_of("pruned", f"index.kind={kind}", f"index.lexical={lexical}")
+    build_index(first)
+    index, untouched = open_index(first), open_index(first)
+    queries, questions = index.all_vectors()[:3].copy(), ["kiln3 wheel5", "Paper 7", "river"]
+    expected = untouched.candidates(queries, questions, "hybrid", 9)
+    passages = untouched.all_passages()
+    for size in (9, 10):
+        build_index(config_of("pruned", f"passages.size={size}"))
+    assert not index.folder.exists()
+    found = index.candidates(queries, questions, "hybrid", 9)
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(found.dense, expected.dense)
+    np.testing.assert_array_equal(found.lexical, expected.lexical)
+    assert index.all_passages() == passages
+
+
+OPENING = [
+    (artifacts, "_check_file"),
+    (artifacts, "file_sha256"),
+    (artifacts, "_note_checked"),
+    *((store, name) for name in ("read_manifest", "VectorIndex", "open_lexical", "open_passages")),
+]
+
+
+@pytest.mark.parametrize(("home", "name"), OPENING, ids=[name for _, name in OPENING])
+def test_reader_overtaken_by_pruning_opens_the_next_generation(config_of, monkeypatch, home, name):
+    config, own = config_of("overtaken", "index.kind=ivf"), getattr(home, name)
+    build_index(config)
+
+    def overtaken(*arguments, **options):
+        monkeypatch.setattr(home, name, own)
+        for lexical in ("tfidf", "bm25"):
+            build_index(config_of("overtaken", f"index.lexical={lexical}"))
+        return own(*arguments, **options)
+
+    monkeypatch.setattr(home, name, overtaken)
+    index = open_index(config)
+    assert index.folder.name == "v3"
+    assert len(index.candidates(index.all_vectors()[:1], ["river"], "hybrid", 5).ids[0]) >= 5
 
 
 def test_ray_build_with_a_killed_worker_equals_the_local_one(config_of, monkeypatch):

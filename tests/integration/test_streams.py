@@ -4,8 +4,13 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
+import time
+
+import psutil
+import pytest
 
 from ragx.artifacts import untrusted
 
@@ -69,8 +74,38 @@ def test_a_terminal_gets_no_escapes_but_ours(tiny_config, tiny_corpus):
     assert sorted({ascii(character) for character in text if not untrusted(character)}) == []
 
 
-def test_a_broken_installation_is_no_failed_gate(tmp_path):
-    (tmp_path / "typer.py").write_text("raise ImportError('gone')\n")
+@pytest.mark.parametrize("name", ["index", "check"])
+@pytest.mark.parametrize(("ending", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_waits_for_no_parser(tiny_config, tmp_path, name, ending, code):
+    """Parsers that hang are killed; nothing is left behind."""
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "pypdf.py").write_text("import time\ntime.sleep(600)\n")
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    for n in range(30):
+        (papers / f"{n}.pdf").write_bytes(b"")
+    path = os.pathsep.join([str(tmp_path / "library"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    line = command(name, "--quiet", "-c", tiny_config(corpus={"paths": [str(papers)]}))
+    environment = {**os.environ, "PYTHONPATH": path}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            limit = time.monotonic() + 60
+            while not (parsers := psutil.Process(process.pid).children()) and time.monotonic() < limit:
+                time.sleep(0.05)
+            time.sleep(1)
+            process.send_signal(ending)
+            started = time.monotonic()
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (code, ""), err
+    assert time.monotonic() - started < 5
+    assert parsers and not any(parser.is_running() for parser in parsers)
+
+
+@pytest.mark.parametrize("fault", ["ImportError('gone')", "ValueError('numpy.dtype size changed')"])
+def test_a_broken_installation_is_no_failed_gate(tmp_path, fault):
+    (tmp_path / "typer.py").write_text(f"raise {fault}\n")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(command("eval"), capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert (done.returncode, done.stdout) == (70, "")

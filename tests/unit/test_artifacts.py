@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -234,6 +235,22 @@ def test_missing_file(thing):
     (thing / "empty").unlink()
     with pytest.raises(ArtifactError, match="empty: missing; run: ragx make"):
         read_manifest(thing, KIND, REMEDY)
+
+
+@pytest.mark.parametrize("moment", ["_check_file", "file_sha256", "_note_checked", "fingerprint", "_identity"])
+def test_folder_that_is_removed_while_it_is_read(thing, reads, monkeypatch, moment):
+    """As a pruned generation is: refused, and nothing comes back of it."""
+    own = getattr(artifacts, moment)
+
+    def late(*arguments):
+        shutil.rmtree(thing, ignore_errors=True)
+        return own(*arguments)
+
+    monkeypatch.setattr(artifacts, moment, late)
+    with contextlib.suppress(ArtifactError):
+        read_manifest(thing, KIND, REMEDY)
+        assert moment == "_note_checked"
+    assert not thing.exists()
 
 
 def test_missing_folder(tmp_path):

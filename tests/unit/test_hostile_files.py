@@ -5,9 +5,11 @@ import io
 import logging
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+import psutil
 import pypdf
 import pytest
 from backports import zstd
@@ -213,6 +215,45 @@ def test_parser_that_is_killed_costs_its_file_only(tmp_path, monkeypatch, name):
         found = [list(parsers.read("pdf", path, path.name, [])) for path in paths]
     assert [isinstance(outcomes[0], tuple) for outcomes in found] == [True, False, True]
     assert str(found[1][0]) == f"{paths[1]}: its parser was killed by {name}"
+
+
+@pytest.fixture
+def hanging(tmp_path, monkeypatch):
+    """A corpus whose first document is read at once, and whose parsers never come to an end."""
+    library, corpus = tmp_path / "library", tmp_path / "corpus"
+    library.mkdir()
+    corpus.mkdir()
+    (library / "pypdf.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(library))
+    for n in range(12):
+        (corpus / f"{n:02}.pdf").write_bytes(b"")
+    (corpus / "00.txt").write_text("good")
+    return corpus
+
+
+def children():
+    return [child.cmdline() for child in psutil.Process().children(recursive=True)]
+
+
+def test_reading_that_is_given_up_waits_for_no_parser(hanging):
+    documents = read_documents([str(hanging)], Fields())
+    (hanging / "00.pdf").unlink()
+    assert next(documents).text == "good"
+    assert children() != []
+    started = time.monotonic()
+    documents.close()
+    assert time.monotonic() - started < 5
+    assert children() == []
+
+
+def test_reading_that_fails_waits_for_no_parser(hanging):
+    (hanging / "00.pdf").unlink()
+    (hanging / "00.txt").write_bytes(b"\x00")
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"00\.txt: holds a NUL"):
+        read(hanging, on_error="fail")
+    assert time.monotonic() - started < 5
+    assert children() == []
 
 
 def test_line_beyond_the_limit_is_named_and_the_rest_is_read(tmp_path, caplog):

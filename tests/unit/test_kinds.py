@@ -1,12 +1,14 @@
 """ragx.index.kinds: which FAISS index is chosen, and that what it proposes is scored exactly."""
 
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
 
-from ragx.errors import ArtifactError, ConfigError
+from ragx.errors import ArtifactError, ConfigError, RagxError
 from ragx.index.kinds import Wanted, choose, write_approximate
-from ragx.index.vectors import APPROXIMATE, VECTORS, VectorIndex, write_vectors
+from ragx.index.vectors import APPROXIMATE, VECTORS, VectorIndex, write_flat, write_vectors
 from ragx.records import no_progress
 
 COUNT, WIDTH = 3000, 16
@@ -135,6 +137,30 @@ def test_more_than_there_are_is_padded(tmp_path):
 def test_file_that_is_no_index(folder, data):
     (folder / APPROXIMATE).write_bytes(data)
     with pytest.raises(ArtifactError, match="FAISS cannot read it"):
+        VectorIndex(folder, COUNT, WIDTH, exact=False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the disk that is always full is Linux's")
+@pytest.mark.parametrize("write", ["approximate", "flat"])
+def test_last_bytes_that_find_no_room_are_noticed(tmp_path, write):
+    """An index so small that only the closing of its file fails, which FAISS keeps to itself."""
+    few = np.eye(3, dtype=np.float32)
+    (tmp_path / APPROXIMATE).symlink_to("/dev/full")
+    write_vectors(tmp_path / VECTORS, [few], few.shape)
+    with pytest.raises(RagxError, match=rf"{APPROXIMATE}: cannot be written \(No space left on device\)"):
+        if write == "flat":
+            write_flat(tmp_path / APPROXIMATE, [few], 3)
+        else:
+            write_approximate(tmp_path, Wanted("hnsw"), few.shape, no_progress)
+
+
+@pytest.mark.parametrize("factory", ["HNSW8", "IVF4,SQ8", "OPQ8,IVF4,PQ8x4fs", "IVF4,Flat,RFlat"])
+def test_index_of_another_metric(folder, vectors, factory):
+    index = faiss.index_factory(WIDTH, factory, faiss.METRIC_L2)
+    index.train(vectors)
+    index.add(vectors)
+    faiss.write_index(index, str(folder / APPROXIMATE))
+    with pytest.raises(ArtifactError, match=r"vectors\.faiss: its metric is not the inner product; run: ragx index"):
         VectorIndex(folder, COUNT, WIDTH, exact=False)
 
 

@@ -15,7 +15,7 @@ ORDER = """
 errors records config.strict_yaml config.schema config artifacts models
 corpus corpus.answers corpus.search corpus.streams corpus.files corpus.markdown corpus.tables
 corpus.parsers corpus.parsers.serve corpus.parsers.pdf corpus.parsers.html corpus.parsers.docx corpus.parsers.parquet
-corpus.sandbox corpus.readers corpus.passages corpus.duplicates corpus.questions
+corpus.sandbox corpus.scratch corpus.rejects corpus.readers corpus.passages corpus.duplicates corpus.questions
 index index.encoder index.compiled index.vectors index.kinds index.words index.bm25 index.tfidf index.lexical
 index.passages index.shards index.build index.estimate index.cluster index.store index.hf_dataset
 rag rag.marginal rag.retriever
