@@ -24,8 +24,8 @@ from ragx.rag.prompts import Prompt, make_template
 from ragx.rag.state import State
 from ragx.records import Passage
 
-SLICE = 512
-"""Rows of hidden states projected to the vocabulary at once."""
+SLICE = 1 << 24
+"""Logits made at once: 64 MiB, be the vocabulary small or large."""
 BUDGETS = {"cpu": 4096, "cuda": 32768}
 """Tokens that a batch of like length may have, padding included."""
 CPU_OVERHEAD = 64
@@ -174,7 +174,8 @@ class Generator(ABC):
             found = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
             return smoothed(found, log_probs.mean(-1), self.label_smoothing) if self.label_smoothing else found
 
-        slices = list(zip(torch.split(hidden, SLICE), torch.split(gold, SLICE), strict=True))
+        rows = max(1, SLICE // self.base.get_output_embeddings().weight.shape[0])
+        slices = list(zip(torch.split(hidden, rows), torch.split(gold, rows), strict=True))
         if torch.is_grad_enabled() and len(slices) > 1:
             return torch.cat([checkpoint(project, rows, tokens, use_reentrant=False) for rows, tokens in slices])
         return torch.cat([project(rows, tokens) for rows, tokens in slices])
