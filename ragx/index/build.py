@@ -10,16 +10,17 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ragx.artifacts import FORMAT, fingerprint, lock, new_folder, write_json, write_text
+from ragx.artifacts import FORMAT, fingerprint, new_folder, write_json, write_text
 from ragx.errors import ArtifactError, RagxError
 from ragx.index.encoder import Encoder, Vectors
+from ragx.index.generations import KIND, current_generation, generation_numbers, preparing
 from ragx.index.kinds import Wanted, write_approximate
 from ragx.index.lexical import Lexical, write_lexical
 from ragx.index.passages import (
@@ -36,11 +37,6 @@ from ragx.index.vectors import APPROXIMATE, FAISS_VERSION, METRIC, VECTORS, open
 from ragx.records import Passage, Progress
 
 log = logging.getLogger(__name__)
-
-KIND = "ragx index"
-WHAT = "this index"
-PART_WAIT_SECONDS = 60
-"""How long a part waits while another one prepares the folder that all of them write to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,30 +88,6 @@ def facts_of(source: Source, encoder: Encoder, settings: Settings) -> dict[str, 
 def decides_vectors(facts: dict[str, object]) -> dict[str, object]:
     """Those facts that passages and vectors depend on."""
     return {name: value for name, value in facts.items() if name not in ("wanted", "lexical")}
-
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """The right to write generations in `folder`, for whoever is about to build or merge: before the corpus is read or
-    the encoder loaded, so that a second job is refused at once. A damaged CURRENT is mended first.
-
-    Raises:
-        ArtifactError: another process has it.
-    """
-    with lock(folder / ".lock", WHAT):
-        _mend_current(folder)
-        yield
-
-
-@contextmanager
-def only_maker(folder: Path, part: int, parts: int) -> Iterator[None]:
-    """The right to make one part of several in `folder`; other parts are made beside it.
-
-    Raises:
-        ArtifactError: another process has it.
-    """
-    with lock(folder / f".lock-{part}-of-{parts}", f"part {part} of {parts}"):
-        yield
 
 
 def build(
@@ -174,7 +146,7 @@ def build_part(
         DataError: there is no passage.
     """
     plan = _plan(facts, settings, None)
-    with lock(folder / ".lock", WHAT, wait_seconds=PART_WAIT_SECONDS):
+    with preparing(folder):
         building = _building(folder, plan)
     made = encode_part(building, plan, passages, encoder, lambda shard: shard % parts == part - 1, progress)
     return list(_while_of_plan(building, plan, made, f"run ragx index --shard {part}/{parts} again"))
@@ -226,43 +198,6 @@ def merge(
         )
     _require_room(folder, 0, count, dimension)
     return _commit(folder, building, plan, settings, facts, (documents, count, dimension), progress)
-
-
-def current_generation(folder: Path) -> Path | None:
-    """The folder of the generation in use, or None."""
-    pointer = folder / "CURRENT"
-    try:
-        name = pointer.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{pointer}: damaged ({error}); run: ragx index") from error
-    if not (name.startswith("v") and name[1:].isdigit()):
-        raise ArtifactError(f"{pointer}: damaged, names {name[:20]!r}; run: ragx index")
-    return folder / name
-
-
-def _mend_current(folder: Path) -> None:
-    """Where CURRENT is damaged or names nothing that is there, the newest generation is the one in use again: its
-    vectors need not be made a second time."""
-    pointer = folder / "CURRENT"
-    try:
-        generation = current_generation(folder)
-        if generation is None or generation.is_dir():
-            return
-        reason = f"{pointer}: names {generation.name}, which is gone"
-    except ArtifactError as error:
-        reason = str(error).removesuffix("; run: ragx index")
-    if numbers := _generations(folder):
-        write_text(pointer, f"v{max(numbers)}\n")
-        log.warning("%s; v%d is in use again", reason, max(numbers))
-    else:
-        pointer.unlink()
-        log.warning("%s; building it anew", reason)
-
-
-def _generations(folder: Path) -> list[int]:
-    return [int(path.name[1:]) for path in folder.glob("v*") if path.name[1:].isdigit()]
 
 
 def _plan(facts: dict[str, object], settings: Settings, base: str | None) -> Plan:
@@ -376,7 +311,7 @@ def _commit(
     facts |= {"kind_of_index": built.kind, "factory": built.factory, "search": built.search}
     facts |= {"recall@10": round(built.recall, 4), "metric": METRIC, "faiss": FAISS_VERSION}
     before = current_generation(folder)
-    numbers = _generations(folder)
+    numbers = generation_numbers(folder)
     generation = folder / f"v{max(numbers, default=0) + 1}"
     with new_folder(generation, KIND, **facts) as beside:
         shutil.copyfile(building / PASSAGES, beside / PASSAGES)

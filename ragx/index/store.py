@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ragx.artifacts import read_manifest
 from ragx.errors import ArtifactError, StaleIndexError
-from ragx.index.build import KIND, current_generation
 from ragx.index.encoder import Vectors
+from ragx.index.generations import KIND, current_generation
 from ragx.index.lexical import LexicalIndex, open_lexical
 from ragx.index.passages import PASSAGES, find_passages, open_passages, read_passages
 from ragx.index.vectors import Ids, Parameter, VectorIndex

@@ -42,7 +42,7 @@ def build_index(config: Config, progress: Progress = no_progress, *, update: boo
     Raises:
         RagxError: documents, model, disk or lock are at fault; the index in use stays as it was.
     """
-    from ragx.index.build import only_writer
+    from ragx.index.generations import only_writer
 
     folder = config.run_dir / "index"
     with only_writer(folder):
@@ -55,7 +55,8 @@ def build_index(config: Config, progress: Progress = no_progress, *, update: boo
 
 
 def _build(config: Config, folder: Path, load_encoder: Callable[[], Encoder], update: bool, progress: Progress) -> None:
-    from ragx.index.build import build, current_generation, facts_of
+    from ragx.index.build import build, facts_of
+    from ragx.index.generations import current_generation
 
     encode = _engine(config, load_encoder, progress)
     encoder = load_encoder()
@@ -91,7 +92,8 @@ def build_tuned_index(config: Config, index: Index, weights: Path, progress: Pro
     Raises:
         RagxError: disk or lock are at fault, or a vector is not finite; the tuned index in use stays as it was.
     """
-    from ragx.index.build import Source, build, facts_of, only_writer
+    from ragx.index.build import Source, build, facts_of
+    from ragx.index.generations import only_writer
     from ragx.index.store import Index
 
     folder = tuned_index(config)
@@ -109,7 +111,8 @@ def build_index_part(config: Config, part: int, parts: int, progress: Progress =
         ConfigError: there is no such part.
         RagxError: documents, model, disk or lock are at fault.
     """
-    from ragx.index.build import build_part, facts_of, only_maker
+    from ragx.index.build import build_part, facts_of
+    from ragx.index.generations import only_maker
 
     if not 1 <= part <= parts:
         raise ConfigError(f"--shard {part}/{parts}: parts count from 1 to {parts}")
@@ -128,7 +131,8 @@ def merge_index(config: Config, progress: Progress = no_progress) -> dict[str, A
     Raises:
         ArtifactError: shards are missing, damaged or made for something else, or another process is building here.
     """
-    from ragx.index.build import facts_of, merge, only_writer
+    from ragx.index.build import facts_of, merge
+    from ragx.index.generations import only_writer
 
     folder = config.run_dir / "index"
     with only_writer(folder):
@@ -144,7 +148,7 @@ def merge_index(config: Config, progress: Progress = no_progress) -> dict[str, A
 
 def index_stats(config: Config) -> dict[str, Any]:
     """What the index in use holds, from its manifest: counts, lengths, kinds, recall and fingerprints."""
-    from ragx.index.build import KIND, current_generation
+    from ragx.index.generations import KIND, current_generation
 
     folder = config.run_dir / "index"
     generation = current_generation(folder)
@@ -193,7 +197,7 @@ def index_settings(config: Config) -> Settings:
 
 
 def _intact_manifest(generation: Path) -> dict[str, Any] | None:
-    from ragx.index.build import KIND
+    from ragx.index.generations import KIND
 
     try:
         return read_manifest(generation, KIND, "ragx index")

@@ -8,8 +8,8 @@ import faiss
 import numpy as np
 import pytest
 
-from ragx.index.build import only_writer
 from ragx.index.encoder import Encoder
+from ragx.index.generations import only_writer
 from ragx.index.store import Index
 
 

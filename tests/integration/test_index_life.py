@@ -16,8 +16,8 @@ import pytest
 from ragx import artifacts, build_index, load_config, stages
 from ragx.errors import ArtifactError, StaleIndexError
 from ragx.index import store
-from ragx.index.build import only_writer
 from ragx.index.encoder import Encoder
+from ragx.index.generations import only_writer
 from ragx.index.shards import shard_path
 from ragx.stages.models import open_index
 

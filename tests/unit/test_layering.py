@@ -17,7 +17,7 @@ corpus corpus.answers corpus.search corpus.streams corpus.files corpus.markdown 
 corpus.parsers corpus.parsers.serve corpus.parsers.pdf corpus.parsers.html corpus.parsers.docx corpus.parsers.parquet
 corpus.sandbox corpus.scratch corpus.rejects corpus.readers corpus.passages corpus.duplicates corpus.questions
 index index.encoder index.compiled index.vectors index.kinds index.words index.bm25 index.tfidf index.lexical
-index.passages index.shards index.build index.estimate index.cluster index.store index.hf_dataset
+index.passages index.shards index.generations index.build index.estimate index.cluster index.store index.hf_dataset
 rag rag.marginal rag.retriever
 rag.prompts rag.lengths rag.state rag.generator rag.causal rag.seq2seq rag.generators rag.beams rag.decoding
 rag.model rag.interop training training.processes training.watch training.checkpoints training.policy
