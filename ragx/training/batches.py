@@ -38,6 +38,7 @@ def cut(questions: int, most: int, processes: int) -> list[range]:
 
 
 def pieces(part: range, most: int) -> list[range]:
+    """A part in pieces of at most `most` questions, all but the last as large as that."""
     return [part[start : start + most] for start in range(0, len(part), most)]
 
 
