@@ -1,6 +1,7 @@
 """One training step, forward and backward, against transformers' RagSequenceForGeneration and a plain causal loop.
 
     python -m benchmarks.training_step [--quick] [--json] [--device cuda] [--dtype bfloat16] [--only PART]
+                                       [--claims NAME ...]
 
 BART-base size: 4 questions (`--questions`) with K = 5 contexts of 120-200 tokens and answers of 4-16, on the same
 random weights, all of them trained. The peer is run as its users run it (contexts padded to 300 tokens); claims named
@@ -9,8 +10,9 @@ LlamaForCausalLM (all logits of all prompts, padded to the longest), for transfo
 
 `_exact` keeps all posterior mass. `_pruned` keeps 99 % of a posterior which a tuned retriever's prior concentrates
 (0.995 on the first of five passages); `_flat` is the same setting on a flat prior, against ragx's own exact step: it
-must cost no more. `_default_dtype` is the exact step under bfloat16 autocast against the peer's float32, `_default`
-also pruned, as ragx trains by default. `training_step_memory` compares peak memory above weights and gradients, with
+must cost no more. `_exact_bfloat16` and `_exact_bfloat16_trimmed` are exact steps with both sides under bfloat16
+autocast, ragx's dtype by default; `_default_dtype` is ragx's against the peer's float32, `_default` also pruned, as
+ragx trains by default. `training_step_memory` compares peak memory above weights and gradients, with
 answers of 64 tokens, where ragx takes the step in the pieces of its default (`micro_batch_size: auto`), `_whole` in
 one, `_recompute` with `finetune.gradient_checkpointing` too. `_exact_pieces` and `_exact_recompute` have the cost in
 time.
@@ -45,6 +47,7 @@ from benchmarks.rag_peer import (
 )
 from ragx.rag.causal import CausalGenerator
 from ragx.rag.generator import Generator, Pair, pad_rows
+from ragx.rag.generators import choose_attention
 from ragx.rag.model import RagModel
 from ragx.rag.prompts import PromptSettings
 from ragx.stages.finetune import PAIRS_A_PASS
@@ -114,6 +117,7 @@ class Problem:
         parts = cut(len(asked), at_once or len(asked), 1)
 
         def step() -> float:
+            choose_attention(self.generator, dtype, PADDED + self.generator.max_answer_tokens)
             self.generator.model.zero_grad(set_to_none=False)
             total, kept = 0.0, 0.0
             for part in parts:
@@ -122,11 +126,12 @@ class Problem:
                 loss.nll.sum().backward()
                 total, kept = total + float(loss.nll.detach().sum()), kept + float(loss.kept.sum())
             model.kept_share = kept / len(asked)  # as the training loop tells it after every step
+            self.generator.base.set_attn_implementation("sdpa")  # for the peer, who has the same weights
             return total
 
         return step
 
-    def rag(self, scores: Tensor, length: int | None) -> Step:
+    def rag(self, scores: Tensor, length: int | None, dtype: torch.dtype = torch.float32) -> Step:
         """The step of transformers' RagSequenceForGeneration."""
         peer: Any = rag_model(self.generator.base, K)
         scores = scores.clone().requires_grad_()
@@ -136,7 +141,8 @@ class Problem:
 
         def step() -> float:
             self.generator.model.zero_grad(set_to_none=False)
-            loss = peer(**inputs, doc_scores=scores, decoder_input_ids=target, labels=target, **options).loss
+            with torch.autocast(scores.device.type, dtype, enabled=dtype != torch.float32):
+                loss = peer(**inputs, doc_scores=scores, decoder_input_ids=target, labels=target, **options).loss
             loss.backward()
             return float(loss.detach())
 
@@ -192,9 +198,12 @@ class Comparison:
     pairs: int
     dtype: torch.dtype
     device: str
+    wanted: frozenset[str]
 
-    def claim(self, claim: str, ours: Step, peer: Step, name: str, mixed: bool = False, **more: object) -> None:
-        """Time both in turn, compare their losses, print the claim."""
+    def claim(self, claim: str, ours: Step, peer: Step, name: str, mixed: str = "", **more: object) -> None:
+        """Time both in turn, compare their losses, print the claim; `mixed` says of an autocast which it is."""
+        if self.wanted and claim not in self.wanted:
+            return
         exact = self.dtype == torch.float32 and not mixed
         close = abs(ours() - (theirs := peer())) < (1e-4 if exact else 2e-2) * abs(theirs)
         seconds = alternate(ours, peer, self.pairs)
@@ -209,7 +218,7 @@ class Comparison:
             seconds_ours=round(taken, 3),
             seconds_peer=round(theirs_taken, 3),
             generator=self.kind,
-            dtype="bfloat16 autocast against float32" if mixed else str(self.dtype).removeprefix("torch."),
+            dtype=mixed or str(self.dtype).removeprefix("torch."),
             questions=len(self.problem.rows),
             tokens_a_second=round(self.problem.tokens / taken),
             peak_gflops=round(peak),
@@ -242,9 +251,15 @@ class Comparison:
         self.claim(f"training_step_pruned{suffix}", pruned, peer, name, gradient_error=error)
         if self.dtype == torch.float32:
             mixed, default = (problem.ours(tuned, mass, torch.bfloat16) for mass in (1.0, MASS))
-            self.claim(f"training_step_default_dtype{suffix}", mixed, peer, name, mixed=True)
+            if not causal:
+                both = "bfloat16 autocast"
+                for claim, length in (("exact_bfloat16", PADDED), ("exact_bfloat16_trimmed", None)):
+                    same = problem.rag(tuned, length, torch.bfloat16)
+                    self.claim(f"training_step_{claim}", mixed, same, name, mixed=both)
+            against = "bfloat16 autocast against float32"
+            self.claim(f"training_step_default_dtype{suffix}", mixed, peer, name, mixed=against)
             default()  # learns the share kept
-            self.claim(f"training_step_default{suffix}", default, peer, name, mixed=True)
+            self.claim(f"training_step_default{suffix}", default, peer, name, mixed=against)
         if not causal:
             self.claim("training_step_flat", problem.ours(flat, MASS), problem.ours(flat), "ragx, exact")
 
@@ -285,6 +300,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all weights")
     parser.add_argument("--questions", type=int, default=4, help="questions in a batch")
     parser.add_argument("--only", choices=["bart-base", "smollm2-135m", "memory"], help="one part of the claims")
+    parser.add_argument("--claims", nargs="+", default=[], help="only these of the claims of time")
     parser.add_argument("--memory", choices=["peer", *MEMORY], help="print one side's MiB and stop")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -300,7 +316,8 @@ def main() -> None:
         generator = opened()
         generator.model.to(dtype)
         problem = Problem(generator, size, (4, 16), options.device, options.questions)
-        Comparison(problem, kind, pairs, dtype, options.device).all()
+        wanted = frozenset(options.claims)
+        Comparison(problem, kind, pairs, dtype, options.device, wanted).all()
     if options.only in (None, "memory"):
         memory_claims(options.device)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import openvino
 import torch
+import transformers
 from openvino.frontend import FrontEndManager, OpConversionFailure
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from sentence_transformers.base.modules import Transformer
@@ -63,7 +64,12 @@ class _States(nn.Module):
 
 def _trace(model: nn.Module, example: dict[str, torch.Tensor]) -> TorchScriptPythonDecoder:
     """Through the front end itself: `openvino.convert_model` would report its use to the network."""
-    with warnings.catch_warnings(), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        warnings.simplefilter("ignore")  # tracing warns of every branch, and of itself
-        script = torch.jit.trace(_States(model, list(example)), tuple(example.values()), strict=False)  # type: ignore[no-untyped-call]
-        return TorchScriptPythonDecoder(script)
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # tracing reads every attribute, and some of them warn
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            warnings.simplefilter("ignore")  # tracing warns of every branch, and of itself
+            script = torch.jit.trace(_States(model, list(example)), tuple(example.values()), strict=False)  # type: ignore[no-untyped-call]
+            return TorchScriptPythonDecoder(script)
+    finally:
+        transformers.utils.logging.set_verbosity(level)

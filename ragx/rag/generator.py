@@ -1,8 +1,8 @@
 """p(y_t|x,z,y_<t): what every generator can do, whatever its architecture.
 
 Only gold-token log-probabilities are computed: the hidden states at answer positions are gathered and projected to the
-vocabulary in slices, recomputed in the backward pass where there are several, so that no [N, T, V] tensor exists. Pairs
-run in batches of like length, so that little is padding. For decoding, a prompt runs through the model once; its
+vocabulary in slices (`ragx.rag.head`), so that no [N, T, V] tensor exists. Pairs run in batches of like length, so that
+little is padding. For decoding, a prompt runs through the model once; its
 key-values or encoder states serve generation and every rescoring.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import peft
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ragx.errors import ArtifactError
 from ragx.models import saving
-from ragx.rag.marginal import smoothed
+from ragx.rag.head import accumulator, gold_log_probs
 from ragx.rag.prompts import Prompt, make_template
 from ragx.rag.state import State
 from ragx.records import Passage
 
-SLICE = 1 << 24
-"""Logits made at once: 64 MiB, be the vocabulary small or large."""
 BUDGETS = {"cpu": 4096, "cuda": 32768}
 """Tokens that a batch of like length may have, padding included."""
 CPU_OVERHEAD = 64
@@ -88,9 +87,14 @@ class Generator(ABC):
         """Computes for some rows the hidden states [n, t, H] that the tokens of their answers follow from."""
 
     def _embedded(self, model: Any, rows: Sequence[Sequence[int]]) -> "Embedded":
-        """The embeddings of all rows, looked up at once: every lookup has a gradient as large as the vocabulary."""
+        """The embeddings of all rows; their gradient holds the rows looked up, not one for every word there is, and is
+        added to a gradient that holds all."""
         ids, mask = pad_rows(rows, self.pad_id, self.device)
-        return Embedded(model.get_input_embeddings()(ids), mask, [len(row) for row in rows])
+        table = model.get_input_embeddings()
+        table.sparse = self.device.type != "mps"
+        if torch.is_grad_enabled() and table.weight.requires_grad:
+            accumulator(table.weight)
+        return Embedded(table(ids), mask, [len(row) for row in rows])
 
     @abstractmethod
     def start(self, pairs: Sequence[Pair]) -> State:
@@ -162,23 +166,19 @@ class Generator(ABC):
         return int(end) if end is not None else min(self.stop_ids)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.base.get_output_embeddings()(hidden * self._scale)
-        bias = getattr(self.base, "final_logits_bias", None)
-        return logits if bias is None else logits + bias
+        head = self.base.get_output_embeddings()
+        return nn.functional.linear(hidden * self._scale, head.weight, self._head_bias())
+
+    def _head_bias(self) -> Tensor | None:
+        """What is added to the logits [V], by the head or by the model around it."""
+        around = getattr(self.base, "final_logits_bias", None)
+        own: Tensor | None = self.base.get_output_embeddings().bias
+        return own if around is None else around.reshape(-1)
 
     def _gold(self, hidden: Tensor, gold: Tensor) -> Tensor:
-        """log p of gold tokens [R] from hidden states [R, H], in slices; float32."""
-
-        def project(rows: Tensor, tokens: Tensor) -> Tensor:
-            log_probs = torch.log_softmax(self._logits(rows).float(), dim=-1)
-            found = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-            return smoothed(found, log_probs.mean(-1), self.label_smoothing) if self.label_smoothing else found
-
-        rows = max(1, SLICE // self.base.get_output_embeddings().weight.shape[0])
-        slices = list(zip(torch.split(hidden, rows), torch.split(gold, rows), strict=True))
-        if torch.is_grad_enabled() and len(slices) > 1:
-            return torch.cat([checkpoint(project, rows, tokens, use_reentrant=False) for rows, tokens in slices])
-        return torch.cat([project(rows, tokens) for rows, tokens in slices])
+        """log p of gold tokens [R] from hidden states [R, H]; float32."""
+        weight = self.base.get_output_embeddings().weight
+        return gold_log_probs(hidden * self._scale, weight, self._head_bias(), gold, self.label_smoothing)
 
     def _next(self, hidden: Tensor) -> Tensor:
         """log p [N, V] of the next token from the last hidden states [N, H]."""
@@ -194,7 +194,8 @@ class Generator(ABC):
         Raises:
             ArtifactError: its logits are made in a way that `_logits` does not reproduce.
         """
-        for scale in (1.0, hidden.shape[-1] ** -0.5):
+        plain = type(self.base.get_output_embeddings()) is nn.Linear
+        for scale in (1.0, hidden.shape[-1] ** -0.5) if plain else ():
             self._scale = scale
             if torch.allclose(self._logits(hidden).float(), logits.float(), rtol=2e-2, atol=2e-2):
                 return
@@ -226,19 +227,23 @@ def _stop_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
 
 
 def length_batches(lengths: Sequence[int], budget: int, overhead: int) -> list[list[int]]:
-    """Rows sorted by length, longest first, in even batches: so many that padding and `overhead` cost least, and as
-    many more as keep every padded batch within `budget`, where a single row does."""
+    """Rows sorted by length, longest first, in the batches whose padded tokens, and `overhead` tokens for each, are
+    fewest; every padded batch is within `budget`, where a single row is."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-
-    def split(count: int) -> list[list[int]]:
-        size = -(-len(order) // count)
-        return [order[start : start + size] for start in range(0, len(order), size)]
-
-    def cost(batches: list[list[int]]) -> tuple[bool, int]:
-        padded = [len(rows) * lengths[rows[0]] for rows in batches]
-        return max(padded) > budget and len(batches) < len(order), sum(padded) + overhead * len(batches)
-
-    return min((split(count) for count in range(1, len(order) + 1)), key=cost)
+    longest = np.array([lengths[row] for row in order])
+    cost, begins = np.zeros(len(order) + 1), [0]
+    for end in range(1, len(order) + 1):  # the last batch of the first `end` rows begins where all of it costs least
+        padded = (end - np.arange(end)) * longest[:end]
+        padded[:-1][padded[:-1] > budget] = np.iinfo(np.int64).max // 2
+        total = cost[:end] + padded + overhead
+        begins.append(int(total.argmin()))
+        cost[end] = total[begins[end]]
+    batches: list[list[int]] = []
+    end = len(order)
+    while end:
+        batches.insert(0, order[begins[end] : end])
+        end = begins[end]
+    return batches
 
 
 def pad_rows(

@@ -14,6 +14,9 @@ from ragx.rag.generator import Generator
 from ragx.rag.prompts import Prompt, RagFormat
 from ragx.rag.seq2seq import Seq2SeqGenerator
 
+EAGER_UP_TO = 640
+"""Tokens of a row up to which attention's own matrix is small beside what a layer keeps for its backward pass."""
+
 
 def load_generator(
     folder: Path,
@@ -73,6 +76,14 @@ def add_lora(generator: Generator, *, rank: int, alpha: int) -> None:
     for config in adapted.peft_config.values():
         config.target_modules = sorted(config.target_modules)  # a set, saved in another order every time
     generator.model = adapted
+
+
+def choose_attention(generator: Generator, dtype: torch.dtype, longest: int) -> None:
+    """Attend by plain products instead of torch's fused attention where training on rows of at most `longest` tokens is
+    faster so: in bfloat16 on a processor, whose fused backward pass is slow. They need memory for all pairs of tokens.
+    """
+    if generator.device.type == "cpu" and dtype == torch.bfloat16 and longest <= EAGER_UP_TO:
+        generator.base.set_attn_implementation("eager")
 
 
 def merged(generator: Generator) -> Any:

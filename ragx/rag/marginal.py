@@ -64,13 +64,6 @@ def distillation(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Te
     return (target.exp().masked_fill(missing, 0.0) * (target - log_prior.masked_fill(missing, 0.0))).sum(dim=-1)
 
 
-def smoothed(gold: Tensor, uniform: Tensor, epsilon: float) -> Tensor:
-    """log p of gold tokens [...] whose gradient is that of (1 - epsilon) * gold + epsilon * uniform, the mean of log p
-    over the vocabulary: label smoothing that leaves likelihoods and posteriors as they are."""
-    towards = epsilon * (uniform - gold)
-    return gold + towards - towards.detach()
-
-
 def running_posterior(log_prior: Tensor, token_log_probs: Tensor, mask: Tensor) -> Tensor:
     """p(z|x,y_<=t) [B, K, T] under RAG-Sequence: what the answer so far says of the passages."""
     return torch.softmax(log_prior.unsqueeze(-1) + masked(token_log_probs, mask).cumsum(-1), dim=1)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from ragx.stages.models import compute_device, compute_dtype, open_index, open_m
 from ragx.stages.questions import fitting, hold_out, training_data, training_policy
 from ragx.stages.synthetic import synthetic_questions
 from ragx.stages.tuned import draw_curves, write_index, write_model
-from ragx.stages.warmup import choose_reading, lesson, warm_up_retriever
+from ragx.stages.warmup import lesson, settle
 
 if TYPE_CHECKING:
     from ragx.rag.generator import Generator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ragx.rag.retriever import Retriever
     from ragx.training.checkpoints import Position
     from ragx.training.policy import Policy
+    from ragx.training.processes import Processes
     from ragx.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,19 @@ WHOLE_BELOW = 500_000_000
 PAIRS_A_PASS = {"cpu": 16, "cuda": 64}
 """(question, passage) pairs that go through the generator with gradient at once when `micro_batch_size: auto`: on a GPU
 launching takes longer than computing where they are few."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A training as it was decided: its parts, data and settings, and the plan that its checkpoints must match."""
+
+    config: Config
+    model: RagModel
+    examples: Sequence[Example]
+    dev: Sequence[Example]
+    settings: TrainSettings
+    folds: int
+    plan: dict[str, Any]
 
 
 def finetune(
@@ -49,14 +64,35 @@ def finetune(
     Raises:
         RagxError: data, index, model or machine are at fault; checkpoints and the former model stay.
     """
-    from ragx.training.crossfit import open_hits
-    from ragx.training.loop import train
     from ragx.training.processes import Processes
-    from ragx.training.reading import open_right
 
     started = time.monotonic()
     processes = Processes(compute_device(config))
     progress = progress if processes.is_first else no_progress
+    job = _decide(config, processes, dry_run, progress)
+    if dry_run:
+        return job.plan | _estimate(job, processes.count)
+    with lock(config.run_dir / ".training.lock", "this model") if processes.is_first else nullcontext():
+        position = _train(job, processes, resume, progress)
+        seconds, index_seconds = time.monotonic() - started, 0.0
+        if processes.is_first:
+            index_seconds = _finish(job, position, seconds, progress)
+    return {
+        "model": str(config.run_dir / "model"),
+        "questions": len(job.examples),
+        "synthetic_questions": job.plan["synthetic_questions"],
+        "steps": position.step,
+        "best_step": position.weights_step,
+        "rollbacks": position.rollbacks,
+        "dev_nll_per_token": position.best_nll,
+        "prior": job.model.retriever.prior.values(),
+        "seconds": round(seconds, 1),
+        **_refresh_cost(job.model, position, index_seconds),
+    }
+
+
+def _decide(config: Config, processes: Processes, dry_run: bool, progress: Progress) -> _Job:
+    """Read the data, write questions where wanted, choose what is trained how long, and open the models for it."""
     with processes.before_others(processes.is_first_on_host):  # models are fetched, questions written once
         examples, dev = training_data(config)
         synthetic = synthetic_questions(config, examples, dev, dry_run=dry_run, progress=progress)
@@ -78,49 +114,51 @@ def finetune(
     several = f", by {processes.count} processes" if processes.count > 1 else ""
     log.info("%s", policy.text)
     log.info("%s%s", plan["text"], several)
-    plan["policy"] = policy.text
-    if dry_run:
-        return plan | _estimate(config, model, examples, dev, settings, processes.count, policy.folds)
-    folder = config.run_dir / "training"
-    with lock(config.run_dir / ".training.lock", "this model") if processes.is_first else nullcontext():
-        with processes.before_others(processes.is_first):
-            going_on = _goes_on(config, plan, resume)
-        processes.wait()
-        if processes.is_first:
-            write_text(config.run_dir / "config.yaml", dump_config(config))
-            if not going_on:
-                remove_folder(folder / "checkpoints")
-                supervised = warm_up_retriever(config, model, examples, dev, policy.folds, progress)
-                if settings.reading_epochs:
-                    choose_reading(config, model, examples, supervised)
-        processes.wait()
-        hits, right = open_hits(folder / "checkpoints" / "hits"), open_right(folder / "checkpoints" / "right")
-        where = {"plan": plan["fingerprint"], "resume": going_on}
-        position = train(
-            model, examples, dev, settings, folder, processes, progress=progress, hits=hits, right=right, **where
-        )
-        seconds = time.monotonic() - started
-        index_seconds = 0.0
-        if processes.is_first:
-            draw_curves(folder)
-            index_seconds = write_index(config, model, folder / "passage_encoder", progress)
-            write_model(config, model, plan, position, seconds)
+    return _Job(config, model, examples, dev, settings, policy.folds, plan | {"policy": policy.text})
+
+
+def _train(job: _Job, processes: Processes, resume: bool, progress: Progress) -> Position:
+    """Warm up the retriever, then train all parts together, or go on with that; the model is left at its best."""
+    from ragx.training.hits import open_settled
+    from ragx.training.loop import train
+
+    config, model, folder = job.config, job.model, job.config.run_dir / "training"
+    with processes.before_others(processes.is_first):
+        going_on = _goes_on(config, job.plan, resume)
+    processes.wait()
+    if processes.is_first:
+        write_text(config.run_dir / "config.yaml", dump_config(config))
+        if not going_on:
             remove_folder(folder / "checkpoints")
-            remove_folder(folder / "passage_encoder")
-            if model.retriever.passage_side is None:
-                remove_folder(tuned_index(config))
-    return {
-        "model": str(config.run_dir / "model"),
-        "questions": len(examples),
-        "synthetic_questions": len(synthetic),
-        "steps": position.step,
-        "best_step": position.weights_step,
-        "rollbacks": position.rollbacks,
-        "dev_nll_per_token": position.best_nll,
-        "prior": model.retriever.prior.values(),
-        "seconds": round(seconds, 1),
-        **_refresh_cost(model, position, index_seconds),
-    }
+            reads = job.settings.reading_epochs > 0
+            settled = settle(config, model, job.examples, job.dev, folds=job.folds, reads=reads, progress=progress)
+            settled.save(folder / "checkpoints" / "settled")
+    processes.wait()
+    return train(
+        model,
+        job.examples,
+        job.dev,
+        job.settings,
+        folder,
+        processes,
+        plan=job.plan["fingerprint"],
+        resume=going_on,
+        progress=progress,
+        settled=open_settled(folder / "checkpoints" / "settled"),
+    )
+
+
+def _finish(job: _Job, position: Position, seconds: float, progress: Progress) -> float:
+    """Write curves, index and model, then remove what training needed; returns the seconds of the index."""
+    folder = job.config.run_dir / "training"
+    draw_curves(folder)
+    index_seconds = write_index(job.config, job.model, folder / "passage_encoder", progress)
+    write_model(job.config, job.model, job.plan, position, seconds)
+    remove_folder(folder / "checkpoints")
+    remove_folder(folder / "passage_encoder")
+    if job.model.retriever.passage_side is None:
+        remove_folder(tuned_index(job.config))
+    return index_seconds
 
 
 def _settled(config: Config, policy: Policy) -> Config:
@@ -190,9 +228,12 @@ def _train_settings(config: Config, policy: Policy) -> TrainSettings:
 def prepare_training(config: Config, retriever: Retriever, generator: Generator, *, few: bool) -> None:
     """Freeze what is not trained; wrap the generator with LoRA where wanted, or where questions are few."""
     from ragx.rag.causal import CausalGenerator
-    from ragx.rag.generators import add_lora
+    from ragx.rag.generators import add_lora, choose_attention
 
     section = config.finetune
+    choose_attention(
+        generator, compute_dtype(config), config.generator.max_input_tokens + config.generator.max_answer_tokens
+    )
     trained = set(section.named) - ({"question_encoder"} if config.retrieval.mode == "lexical" else set())
     retriever.question_encoder.requires_grad_("question_encoder" in trained)
     if retriever.passage_encoder is not None:
@@ -263,23 +304,16 @@ def _plan(
     }
 
 
-def _estimate(
-    config: Config,
-    model: RagModel,
-    examples: Sequence[Example],
-    dev: Sequence[Example],
-    settings: TrainSettings,
-    processes: int,
-    folds: int,
-) -> dict[str, Any]:
+def _estimate(job: _Job, processes: int) -> dict[str, Any]:
     """Seconds and bytes that the training will take."""
     from ragx.training.estimate import estimate
 
-    learnt = lesson(config, model, examples, dev)
-    found = estimate(model, examples, dev, settings, learnt if learnt and learnt[0] else None, processes)
-    warm_up = found.warm_up * max(1, folds)  # each fold's takes a fold less, and there is one more
+    learnt = lesson(job.config, job.model, job.examples, job.dev)
+    lessons = learnt if learnt and learnt[0] else None
+    found = estimate(job.model, job.examples, job.dev, job.settings, lessons, processes)
+    warm_up = found.warm_up * max(1, job.folds)  # each fold's takes a fold less, and there is one more
     phases = {"warm_up": warm_up, "steps": found.steps, "evaluations": found.evaluations}
-    if model.retriever.passage_side is not None:
+    if job.model.retriever.passage_side is not None:
         phases["refreshes"] = found.refreshes
     return {
         "seconds": {name: round(value, 1) for name, value in phases.items()}

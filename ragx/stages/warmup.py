@@ -1,4 +1,4 @@
-"""The retriever's warm-up: what it learns from, and its folds."""
+"""The retriever's warm-up: what it learns from, its folds, and what is settled by it before training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from ragx.config import Config
 from ragx.records import Example, Progress
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ragx.rag.model import RagModel
+    from ragx.training.hits import Settled
     from ragx.training.warmup import Supervised, WarmupSettings
 
 log = logging.getLogger(__name__)
@@ -20,55 +23,68 @@ WARMUP_EPOCHS = 8
 """Epochs at most of the retriever warm-up when `warmup_epochs: auto`; the dev set picks the best of them."""
 
 
-def warm_up_retriever(
+def settle(
     config: Config,
     model: RagModel,
     examples: Sequence[Example],
     dev: Sequence[Example],
+    *,
     folds: int,
+    reads: bool,
     progress: Progress,
-) -> list[Supervised] | None:
-    """Train the retriever alone first, where there is something to learn from; before, on `folds` of the questions,
-    which gives their hits in training, and the number of epochs where there is no dev set. Returns what it learned
-    from, None where no warm-up is wanted."""
-    from ragx.training.crossfit import cross_fit, hits_of, save_hits
-    from ragx.training.warmup import warm_up
-
-    found = lesson(config, model, examples, dev)
-    if found is None:
-        return None
-    train, held_out, settings = found
-    if not train:
-        log.warning("no retriever warm-up: no training question has gold documents or an answer found in a passage")
-        return train
-    against = "all passages" if model.retriever.passage_side is None else "each other's passages and mined ones"
-    log.info("retriever warm-up on %d of %d questions against %s", len(train), len(examples), against)
-    if not folds:
-        warm_up(model.retriever, train, held_out, settings, progress)
-        return train
-    width = config.finetune.top_k or config.retrieval.top_k
-    if config.finetune.distractors:
-        width = min(max(width, config.retrieval.candidates), model.retriever.index.passages_count)
-    ids, log_prior, epochs = cross_fit(model.retriever, examples, train, settings, folds, width, progress)
-    if not held_out:
-        settings = dataclasses.replace(settings, epochs=epochs)
-    warm_up(model.retriever, train, held_out, settings, progress)
-    hits = hits_of(model.retriever, examples, ids, log_prior)
-    save_hits(config.run_dir / "training" / "checkpoints" / "hits", hits)
-    return train
-
-
-def choose_reading(
-    config: Config, model: RagModel, examples: Sequence[Example], supervised: list[Supervised] | None
-) -> None:
-    """Find the passages that the generator reads in its first epochs, now that the retriever is warmed up."""
-    from ragx.training.reading import right_passages, save_right
+) -> Settled:
+    """Train the retriever alone first, where there is something to learn from, and settle what follows from it: with
+    `folds` the passages of every training question, and the one that the generator `reads` in its first epochs."""
+    from ragx.training.hits import Settled
+    from ragx.training.reading import right_passages
     from ragx.training.warmup import supervise
 
-    if supervised is None:
-        supervised = supervise(examples, model.retriever.index.all_passages())
-    found = right_passages(model.retriever, examples, supervised)
-    save_right(config.run_dir / "training" / "checkpoints" / "right", found)
+    found, supervised = lesson(config, model, examples, dev), None
+    ids = offsets = None
+    if found is not None:
+        supervised, held_out, settings = found
+        if supervised:
+            ids, offsets = _warm_up(config, model, examples, supervised, held_out, settings, folds, progress)
+        else:
+            log.warning("no retriever warm-up: no training question has gold documents or an answer found in a passage")
+    right = None
+    if reads:
+        if supervised is None:
+            supervised = supervise(examples, model.retriever.index.all_passages())
+        right = right_passages(model.retriever, examples, supervised)
+    there = {"ids": ids, "offsets": offsets, "right": right}
+    return Settled(**{name: value for name, value in there.items() if value is not None})
+
+
+def _warm_up(
+    config: Config,
+    model: RagModel,
+    examples: Sequence[Example],
+    supervised: Sequence[Supervised],
+    held_out: Sequence[Supervised],
+    settings: WarmupSettings,
+    folds: int,
+    progress: Progress,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Train the retriever; before, on `folds` of the questions, which gives their passages with what is added to their
+    log p(z|x), and the number of epochs where there is no dev set."""
+    from ragx.training.crossfit import cross_fit, offsets_of
+    from ragx.training.warmup import warm_up
+
+    retriever = model.retriever
+    against = "all passages" if retriever.passage_side is None else "each other's passages and mined ones"
+    log.info("retriever warm-up on %d of %d questions against %s", len(supervised), len(examples), against)
+    if not folds:
+        warm_up(retriever, supervised, held_out, settings, progress)
+        return None, None
+    width = config.finetune.top_k or config.retrieval.top_k
+    if config.finetune.distractors:
+        width = min(max(width, config.retrieval.candidates), retriever.index.passages_count)
+    ids, log_prior, epochs = cross_fit(retriever, examples, supervised, settings, folds, width, progress)
+    if not held_out:
+        settings = dataclasses.replace(settings, epochs=epochs)
+    warm_up(retriever, supervised, held_out, settings, progress)
+    return ids, offsets_of(retriever, examples, ids, log_prior)
 
 
 def lesson(

@@ -6,35 +6,17 @@ folds: each question is retrieved by the retriever warmed up on the other folds,
 retriever's, plus what the one that is trained learns from there on.
 """
 
-import logging
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ragx.artifacts import new_folder, read_manifest
-from ragx.rag.retriever import Retrieval, Retriever
+from ragx.rag.retriever import Retriever
 from ragx.records import Example, Progress
-from ragx.training.reading import alone
 from ragx.training.warmup import Supervised, WarmupSettings, snapshot, warm_up
 
-log = logging.getLogger(__name__)
-
-KIND = "ragx retrieval for training"
 AT_ONCE = 64
 """Questions retrieved at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """Passage numbers [N, C] of N training questions, and what is added to their log p(z|x), [N, C]."""
-
-    ids: Tensor
-    offsets: Tensor
 
 
 def fold_of(examples: int, folds: int, seed: int) -> list[int]:
@@ -81,72 +63,16 @@ def cross_fit(
 
 
 @torch.no_grad()
-def hits_of(retriever: Retriever, examples: Sequence[Example], ids: Tensor, log_prior: Tensor) -> Hits:
-    """The hits whose log p(z|x) is `log_prior` [N, C] as long as the retriever does not change."""
+def offsets_of(retriever: Retriever, examples: Sequence[Example], ids: Tensor, log_prior: Tensor) -> Tensor:
+    """What makes log p(z|x) of passages `ids` [N, C] equal to `log_prior` [N, C] as long as the retriever does not
+    change, [N, C]."""
     now = [
         retriever.over(
             [example.question for example in examples[i : i + AT_ONCE]], ids[i : i + AT_ONCE]
         ).log_prior.cpu()
         for i in range(0, len(examples), AT_ONCE)
     ]
-    return Hits(ids, log_prior - torch.cat(now))
-
-
-def save_hits(folder: Path, hits: Hits) -> None:
-    """Write hits as a sealed folder."""
-    with new_folder(folder, KIND) as beside:
-        save_file({"ids": hits.ids, "offsets": hits.offsets}, beside / "hits.safetensors")
-
-
-def open_hits(folder: Path) -> Hits | None:
-    """The hits of a folder, None where there is none.
-
-    Raises:
-        ArtifactError: they are damaged.
-    """
-    if not folder.exists():
-        return None
-    read_manifest(folder, KIND, "ragx finetune without --resume")
-    return Hits(**load_file(folder / "hits.safetensors"))
-
-
-class TrainingRetrieval:
-    """What training questions are answered from: the retriever's own hits, or cross-fitted ones, and distractors."""
-
-    def __init__(
-        self, examples: Sequence[Example], hits: Hits | None, right: Tensor | None, distractors: int, seed: int
-    ) -> None:
-        self._rows = {example.id: row for row, example in enumerate(examples)}
-        self._right = right
-        self._hits, self._distractors, self._seed = hits, distractors, seed
-
-    def right(self, retriever: Retriever, part: Sequence[Example]) -> Retrieval:
-        """The one right passage of each question."""
-        assert self._right is not None
-        return alone(retriever, self._right[[self._rows[example.id] for example in part]])
-
-    def retrieve(self, retriever: Retriever, part: Sequence[Example], k: int, step: int) -> Retrieval:
-        """K passages of each question. Of these the last `distractors` are drawn, by seed, step and question, from all
-        that were found beyond the others."""
-        questions = [example.question for example in part]
-        width = max(k, retriever.settings.candidates) if self._distractors else k
-        width = min(width, retriever.index.passages_count)
-        if self._hits is None:
-            found: Retrieval = retriever(questions, width)
-        else:
-            rows = [self._rows[example.id] for example in part]
-            found = retriever.over(questions, self._hits.ids[rows], self._hits.offsets[rows])
-        if not self._distractors:
-            return found
-        first = k - self._distractors
-        chosen = [
-            [
-                *range(first),
-                *sorted(random.Random(f"{self._seed} {step} {e.id}").sample(range(first, width), k - first)),
-            ]
-            for e in part
-        ]
-        return retriever.columns(found, torch.tensor(chosen))
+    return log_prior - torch.cat(now)
 
 
 def _named(progress: Progress, number: int, folds: int) -> Progress:

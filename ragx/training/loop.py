@@ -23,7 +23,7 @@ from ragx.records import Example, Progress
 from ragx.training import checkpoints, refresh, watch
 from ragx.training.batches import batch_of, cut, fewer, pieces
 from ragx.training.checkpoints import Position
-from ragx.training.crossfit import Hits, TrainingRetrieval
+from ragx.training.hits import Settled, TrainingRetrieval
 from ragx.training.optimizer import optimizer_of
 from ragx.training.passes import autocast, dev_monitor, forward
 from ragx.training.processes import Processes
@@ -44,13 +44,11 @@ def train(
     plan: str,
     resume: bool,
     progress: Progress,
-    hits: Hits | None = None,
-    right: Tensor | None = None,
+    settled: Settled | None = None,
 ) -> Position:
     """Train `model` in place and leave it at its best dev NLL (at the end, where there is no dev set).
 
-    Training questions are answered from `hits`, where they are given, else from what the retriever finds; in the first
-    `reading_epochs` from the passages `right` [N, 1] alone.
+    Training questions are answered from the passages that are `settled`, else from what the retriever finds.
 
     Checkpoints go to `folder`/checkpoints, one line a step to `folder`/metrics.jsonl, sample answers to
     `folder`/samples.jsonl. A collapse (`watch.alarm`) brings back the best weights.
@@ -58,7 +56,7 @@ def train(
     Raises:
         RagxError: the loss is not finite and no rollback is left; the last checkpoint stays as it was.
     """
-    joint = _Joint(model, examples, dev, settings, folder, plan, processes, hits, right)
+    joint = _Joint(model, examples, dev, settings, folder, plan, processes, settled or Settled())
     joint.begin(resume)
     total, first, started = joint.total, joint.position.step, time.monotonic()
     while joint.position.step < total and joint.position.bad_epochs < settings.patience:
@@ -92,13 +90,12 @@ class _Joint:
         folder: Path,
         plan: str,
         processes: Processes,
-        hits: Hits | None,
-        right: Tensor | None,
+        settled: Settled,
     ) -> None:
         self.model, self.examples, self.dev, self.settings = model, examples, dev, settings
         self.folder, self.plan, self.processes = folder, plan, processes
         self.reading_steps, self.total = settings.reading_steps(len(examples)), settings.steps(len(examples))
-        self.retrieval = TrainingRetrieval(examples, hits, right, settings.distractors, settings.seed)
+        self.retrieval = TrainingRetrieval(examples, settled, settings.distractors, settings.seed)
         self.optimizer, self.schedule = optimizer_of(model, settings, self.total)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.position = Position()

@@ -5,20 +5,16 @@ joint epochs then teach it to tell passages apart, and the retriever which of th
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ragx.artifacts import new_folder, read_manifest
 from ragx.rag.retriever import Retrieval, Retriever
 from ragx.records import Example
 from ragx.training import refresh
 from ragx.training.warmup import Supervised
 
-KIND = "ragx passages to read"
 AT_ONCE = 64
 """Questions retrieved at once."""
 
@@ -49,21 +45,3 @@ def alone(retriever: Retriever, passages: Tensor) -> Retrieval:
     found = retriever.index.passages(passages.reshape(-1).tolist())
     zeros = torch.zeros(passages.shape, device=retriever.prior.log_temperature.device)
     return Retrieval([[found[number] for number in row] for row in passages.tolist()], zeros, zeros)
-
-
-def save_right(folder: Path, passages: Tensor) -> None:
-    """Write the numbers as a sealed folder."""
-    with new_folder(folder, KIND) as beside:
-        save_file({"passages": passages}, beside / "right.safetensors")
-
-
-def open_right(folder: Path) -> Tensor | None:
-    """The numbers of a folder, None where there is none.
-
-    Raises:
-        ArtifactError: they are damaged.
-    """
-    if not folder.exists():
-        return None
-    read_manifest(folder, KIND, "ragx finetune without --resume")
-    return load_file(folder / "right.safetensors")["passages"]

@@ -12,7 +12,7 @@ from ragx.corpus.questions import read_examples
 from ragx.rag.model import NULL_BIAS
 from ragx.records import Example
 from ragx.stages.models import open_model
-from ragx.training import crossfit, loop, policy
+from ragx.training import crossfit, hits, loop, policy
 from ragx.training.batches import with_drawn_answer
 from ragx.training.reading import right_passages
 from ragx.training.warmup import Supervised, WarmupSettings, snapshot, supervise
@@ -81,6 +81,26 @@ def test_few_questions_train_adapters_of_a_small_encoder_decoder(training):
     assert not (config.run_dir / "model" / "generator" / "adapter_config.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["causal", "bart", "t5"])
+def test_in_bfloat16_training_attends_by_plain_products_to_the_same_end(kind, tiny_config, monkeypatch, read_metrics):
+    losses, used, own = {}, {}, loop.train
+
+    def watched(model, *given, **named):
+        used[name] = model.generator.base.config._attn_implementation
+        return own(model, *given, **named)
+
+    monkeypatch.setattr(loop, "train", watched)
+    for name, dtype in (("exact", "float32"), ("rough", "bfloat16")):
+        config = load_config(tiny_config(kind, name=name, dtype=dtype, retrieval={"top_k": 3}, finetune=QUICK))
+        build_index(config)
+        finetune(config)
+        losses[name] = [line["nll_per_token"] for line in read_metrics(config.run_dir)]
+        saved = json.loads((config.run_dir / "model" / "manifest.json").read_text())
+        assert saved["adapter"] or "eager" not in (config.run_dir / "model" / "generator" / "config.json").read_text()
+    assert (used["rough"] == "eager" and used["exact"] != "eager") or kind == "t5"
+    assert losses["rough"] == pytest.approx(losses["exact"], rel=0.02)
+
+
 def test_every_question_is_retrieved_by_one_that_has_not_seen_it(tiny_config, monkeypatch):
     config = load_config(tiny_config(retrieval={"top_k": 3, "candidates": 30}))
     build_index(config)
@@ -126,8 +146,8 @@ def test_training_starts_from_the_prior_of_the_folds(training, read_metrics, mon
 
 
 def test_in_the_first_epochs_each_question_is_read_with_its_right_passage_alone(training, read_metrics, monkeypatch):
-    read, own = {}, crossfit.alone
-    monkeypatch.setattr(crossfit, "alone", lambda r, given: read.setdefault(len(read), (snapshot(r), own(r, given)))[1])
+    read, own = {}, hits.alone
+    monkeypatch.setattr(hits, "alone", lambda r, given: read.setdefault(len(read), (snapshot(r), own(r, given)))[1])
     config, done, _ = training("reading", reading_epochs=1)
     assert done["steps"] == 9 and len(read) >= 3
     start = read[0][0]
@@ -192,7 +212,7 @@ def test_a_stopped_training_goes_on_with_the_same_passages(training, monkeypatch
         training("half", **options)
     monkeypatch.undo()
     config = whole.model_copy(update={"output_dir": whole.output_dir.replace("whole", "half")})
-    assert (config.run_dir / "training" / "checkpoints" / "hits" / "hits.safetensors").is_file()
+    assert (config.run_dir / "training" / "checkpoints" / "settled" / "settled.safetensors").is_file()
     finetune(config, resume=True)
     assert same(weights_of(config), weights_of(whole))
 
@@ -212,8 +232,8 @@ def test_distractors_are_drawn_beyond_the_first_passages(tiny_config):
     build_index(config)
     retriever = open_model(config, "base").retriever
     examples = [Example(f"q{n}", question, ("x",)) for n, question in enumerate(["Who lights it?", "What is dug?"])]
-    plain = crossfit.TrainingRetrieval(examples, None, None, 0, 1).retrieve(retriever, examples, 3, 0)
-    lesson, deep = crossfit.TrainingRetrieval(examples, None, None, 2, 1), retriever([e.question for e in examples], 10)
+    plain = hits.TrainingRetrieval(examples, hits.Settled(), 0, 1).retrieve(retriever, examples, 3, 0)
+    lesson, deep = hits.TrainingRetrieval(examples, hits.Settled(), 2, 1), retriever([e.question for e in examples], 10)
     steps = [lesson.retrieve(retriever, examples, 3, step) for step in (0, 1, 0)]
     assert steps[0].passages == steps[2].passages != steps[1].passages
     for found in steps:

@@ -9,6 +9,8 @@ float32 loss of about 30 nats: an error near 3e-6 / step, with steps of 1e-2, so
 temperature's gradient is a sum of scores near 30 times differences of probabilities, which cancel: 2e-5 absolute.
 """
 
+import itertools
+import math
 import random
 
 import pytest
@@ -16,7 +18,7 @@ import torch
 
 from ragx import stages
 from ragx.config import load_config
-from ragx.rag import generator
+from ragx.rag import generator, head
 from ragx.rag.generators import add_lora
 from ragx.rag.marginal import log_likelihood, log_prior, sequence_posterior, token_posterior
 from ragx.rag.model import RagModel
@@ -114,7 +116,8 @@ def test_small_batches_and_recomputing_change_no_gradient(kind, open_tiny, monke
     model = open_tiny(kind, "sequence")
     one, expected = gradients(model)
     monkeypatch.setitem(generator.BUDGETS, "cpu", 60)
-    monkeypatch.setattr(generator, "SLICE", 3)
+    monkeypatch.setitem(head.SLICES, "cpu", 50)
+    monkeypatch.setattr(head, "KEPT", 0)
     model.generator.recompute = True
     other, found = gradients(model)
     torch.testing.assert_close(other.nll, one.nll, rtol=1e-5, atol=1e-5)
@@ -125,15 +128,38 @@ def test_small_batches_and_recomputing_change_no_gradient(kind, open_tiny, monke
     ("lengths", "budget", "overhead", "expected"),
     [
         ([5, 9, 7], 100, 0, [[1], [2], [0]]),
-        ([5, 9, 7], 100, 3, [[1, 2], [0]]),
+        ([5, 9, 7], 100, 4, [[1, 2, 0]]),
+        ([5, 9, 8], 100, 3, [[1, 2], [0]]),
         ([5, 9, 7], 100, 50, [[1, 2, 0]]),
-        ([5, 9, 7], 15, 50, [[1], [2], [0]]),
-        ([50, 5, 5], 20, 50, [[0], [1], [2]]),
+        ([5, 9, 7], 11, 50, [[1], [2], [0]]),
+        ([50, 5, 5], 20, 50, [[0], [1, 2]]),
         ([4], 1, 0, [[0]]),
     ],
 )
 def test_batches_of_like_length(lengths, budget, overhead, expected):
     assert generator.length_batches(lengths, budget, overhead) == expected
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_other_batches_cost_less(seed):
+    draw = random.Random(seed)
+    lengths = [draw.randint(1, 30) for _ in range(draw.randint(1, 9))]
+    budget, overhead = draw.choice([1, 40, 90, 1000]), draw.choice([0, 5, 20, 100])
+    ordered = sorted(lengths, reverse=True)
+
+    def cost(batches):
+        padded = [len(batch) * max(batch) for batch in batches]
+        fits = all(tokens <= budget or len(batch) == 1 for tokens, batch in zip(padded, batches, strict=True))
+        return sum(padded) + overhead * len(padded) if fits else math.inf
+
+    splits = itertools.product([False, True], repeat=len(ordered) - 1)
+    best = math.inf
+    for split in splits:
+        ends = [i + 1 for i, cuts in enumerate(split) if cuts]
+        best = min(best, cost([ordered[a:b] for a, b in itertools.pairwise([0, *ends, len(ordered)])]))
+    found = generator.length_batches(lengths, budget, overhead)
+    assert sorted(row for batch in found for row in batch) == list(range(len(lengths)))
+    assert cost([[lengths[row] for row in batch] for batch in found]) == best
 
 
 @pytest.mark.parametrize("marginal", ["sequence", "token"])

@@ -16,7 +16,7 @@ from ragx.rag.marginal import distillation, log_prior, with_null
 from ragx.rag.model import RagModel
 from ragx.records import Passage
 from ragx.stages.models import open_model
-from ragx.training.crossfit import hits_of
+from ragx.training.crossfit import offsets_of
 
 QUESTIONS = ["Who lights the kiln?", "What does a small bowl cost?", "Which river flooded the cellar in 1951?"]
 
@@ -109,10 +109,8 @@ def test_given_passages_score_as_retrieved_ones(mode, prior, tiny_config):
 
     examples = [type("E", (), {"question": question}) for question in QUESTIONS]
     others = torch.log_softmax(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)), -1)
-    hits = hits_of(retriever, examples, ids, others)
-    torch.testing.assert_close(
-        retriever.over(QUESTIONS, hits.ids, hits.offsets).log_prior, others, rtol=1e-4, atol=1e-4
-    )
+    offsets = offsets_of(retriever, examples, ids, others)
+    torch.testing.assert_close(retriever.over(QUESTIONS, ids, offsets).log_prior, others, rtol=1e-4, atol=1e-4)
 
 
 def test_some_columns_are_a_retrieval_of_their_own(tiny_config):
