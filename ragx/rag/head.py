@@ -44,7 +44,7 @@ class _GoldLogProbs(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         slices = _slices(len(gold), len(weight), device)
-        keeps = len(gold) * len(weight) <= KEPT
+        keeps = any(ctx.needs_input_grad) and len(gold) * len(weight) <= KEPT
         total = torch.full((len(gold),), -torch.inf, device=hidden.device)
         found = torch.zeros_like(total)
         states, kept = hidden.to(dtype), []

@@ -98,7 +98,7 @@ def _decide(config: Config, processes: Processes, dry_run: bool, progress: Progr
         synthetic = synthetic_questions(config, examples, dev, dry_run=dry_run, progress=progress)
         asked, passages = len(examples) + len(synthetic), open_index(config).passages_count
         policy = training_policy(config, asked, has_dev=bool(dev), passages=passages)
-        config = _settled(config, policy)
+        config = _with_parts(config, policy)
         model = open_model(config, "base", prepare=partial(prepare_training, few=policy.few))
     _require_enough_passages(config, model.retriever.index.passages_count)
     synthetic = fitting(synthetic, model.generator, config)
@@ -161,7 +161,7 @@ def _finish(job: _Job, position: Position, seconds: float, progress: Progress) -
     return index_seconds
 
 
-def _settled(config: Config, policy: Policy) -> Config:
+def _with_parts(config: Config, policy: Policy) -> Config:
     """The configuration with the parts that the policy says are trained."""
     section = config.finetune.model_copy(update={"train": policy.parts})
     return config.model_copy(update={"finetune": section})
