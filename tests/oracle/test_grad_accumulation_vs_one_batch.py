@@ -12,6 +12,7 @@ from ragx.config import load_config
 from ragx.corpus.questions import read_examples
 from ragx.stages.models import open_model
 from ragx.training import watch
+from ragx.training.hits import Settled
 from ragx.training.loop import _Joint
 from ragx.training.processes import Processes
 from ragx.training.settings import TrainSettings
@@ -41,7 +42,7 @@ def settings(micro_batch_size, posterior_mass):
 
 def gradients(model, batch, micro, folder):
     """What the loop leaves before the optimizer's step: gradients by name, and the monitor of the batch."""
-    joint = _Joint(model, batch, [], settings(micro, 1.0), folder, "", Processes("cpu"), None, None)
+    joint = _Joint(model, batch, [], settings(micro, 1.0), folder, "", Processes("cpu"), Settled())
     monitor = watch.monitor_of(joint._gradients(batch))
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, monitor
 
