@@ -68,31 +68,26 @@ def _tokenizers_errors() -> Iterator[None]:
         raise _TokenizersError(str(error)) from error
 
 
-class _LoadReports(logging.Filter):
+@contextlib.contextmanager
+def _load_reports() -> Iterator[list[str]]:
     """Takes transformers' tables of tensors that a model wants and its files do not hold off the log, and keeps them:
     it goes on with random weights instead of those."""
+    problems: list[str] = []
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.problems: list[str] = []
-
-    def filter(self, record: logging.LogRecord) -> bool:
+    def take(record: logging.LogRecord) -> bool:
         text = record.getMessage()
         if "LOAD REPORT" not in text:
             return True
         found = _REPORTED.findall(_STYLE.sub("", text))
-        self.problems += [f"{status.lower()} tensor {name}" for name, status in found if not _UNUSED.search(name)]
+        problems.extend(f"{status.lower()} tensor {name}" for name, status in found if not _UNUSED.search(name))
         return False
 
-
-@contextlib.contextmanager
-def _load_reports() -> Iterator[list[str]]:
-    reports, logger = _LoadReports(), transformers.utils.logging.get_logger("transformers.modeling_utils")
-    logger.addFilter(reports)
+    logger = transformers.utils.logging.get_logger("transformers.modeling_utils")
+    logger.addFilter(take)
     try:
-        yield reports.problems
+        yield problems
     finally:
-        logger.removeFilter(reports)
+        logger.removeFilter(take)
 
 
 @contextlib.contextmanager

@@ -46,19 +46,22 @@ class _GoldLogProbs(torch.autograd.Function):
         slices = _slices(len(gold), len(weight), device)
         keeps = any(ctx.needs_input_grad) and len(gold) * len(weight) <= KEPT
         total = torch.full((len(gold),), -torch.inf, device=hidden.device)
-        found = torch.zeros_like(total)
+        found, share = torch.zeros_like(total), torch.zeros_like(total)
         states, kept = hidden.to(dtype), []
         with torch.autocast(device, enabled=False):
             for part in slices:
                 logits = _logits(states, weight, bias, part)
                 kept += [logits] if keeps else []
-                total = torch.logaddexp(total, logits.float().logsumexp(-1))
+                mass = logits.float().logsumexp(-1)
+                total = torch.logaddexp(total, mass)
                 inside, place = _within(gold, part)
-                found = torch.where(inside, logits.gather(-1, place).squeeze(-1).float(), found)
+                own = torch.log_softmax(logits.float(), dim=-1).gather(-1, place).squeeze(-1)
+                own = own.masked_fill(mass == -torch.inf, 0.0)  # no number where the whole slice is impossible
+                found, share = torch.where(inside, own, found), torch.where(inside, mass, share)
         ctx.save_for_backward(states, gold, total, *kept)
         ctx.weight, ctx.bias = weight, bias
         ctx.label_smoothing, ctx.hidden_dtype = label_smoothing, hidden.dtype
-        return found - total
+        return found + (share - total)  # log p(gold | its slice) + log p(its slice)
 
     @staticmethod
     @once_differentiable

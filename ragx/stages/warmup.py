@@ -11,8 +11,6 @@ from ragx.config import Config
 from ragx.records import Example, Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ragx.rag.model import RagModel
     from ragx.training.hits import Settled
     from ragx.training.warmup import Supervised, WarmupSettings
@@ -39,21 +37,19 @@ def settle(
     from ragx.training.reading import right_passages
     from ragx.training.warmup import supervise
 
-    found, supervised = lesson(config, model, examples, dev), None
-    ids = offsets = None
+    settled, supervised = Settled(), None
+    found = lesson(config, model, examples, dev)
     if found is not None:
         supervised, held_out, settings = found
         if supervised:
-            ids, offsets = _warm_up(config, model, examples, supervised, held_out, settings, folds, progress)
+            settled = _warm_up(config, model, examples, supervised, held_out, settings, folds, progress)
         else:
             log.warning("no retriever warm-up: no training question has gold documents or an answer found in a passage")
-    right = None
-    if reads:
-        if supervised is None:
-            supervised = supervise(examples, model.retriever.index.all_passages())
-        right = right_passages(model.retriever, examples, supervised)
-    there = {"ids": ids, "offsets": offsets, "right": right}
-    return Settled(**{name: value for name, value in there.items() if value is not None})
+    if not reads:
+        return settled
+    if supervised is None:
+        supervised = supervise(examples, model.retriever.index.all_passages())
+    return dataclasses.replace(settled, right=right_passages(model.retriever, examples, supervised))
 
 
 def _warm_up(
@@ -65,10 +61,11 @@ def _warm_up(
     settings: WarmupSettings,
     folds: int,
     progress: Progress,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Train the retriever; before, on `folds` of the questions, which gives their passages with what is added to their
-    log p(z|x), and the number of epochs where there is no dev set."""
+) -> Settled:
+    """Train the retriever; before, on `folds` of the questions, which settles their passages with what is added to
+    their log p(z|x), and the number of epochs where there is no dev set."""
     from ragx.training.crossfit import cross_fit, offsets_of
+    from ragx.training.hits import Settled
     from ragx.training.warmup import warm_up
 
     retriever = model.retriever
@@ -76,7 +73,7 @@ def _warm_up(
     log.info("retriever warm-up on %d of %d questions against %s", len(supervised), len(examples), against)
     if not folds:
         warm_up(retriever, supervised, held_out, settings, progress)
-        return None, None
+        return Settled()
     width = config.finetune.top_k or config.retrieval.top_k
     if config.finetune.distractors:
         width = min(max(width, config.retrieval.candidates), retriever.index.passages_count)
@@ -84,7 +81,7 @@ def _warm_up(
     if not held_out:
         settings = dataclasses.replace(settings, epochs=epochs)
     warm_up(retriever, supervised, held_out, settings, progress)
-    return ids, offsets_of(retriever, examples, ids, log_prior)
+    return Settled(ids, offsets_of(retriever, examples, ids, log_prior))
 
 
 def lesson(

@@ -44,11 +44,11 @@ def train(
     plan: str,
     resume: bool,
     progress: Progress,
-    settled: Settled | None = None,
+    settled: Settled,
 ) -> Position:
     """Train `model` in place and leave it at its best dev NLL (at the end, where there is no dev set).
 
-    Training questions are answered from the passages that are `settled`, else from what the retriever finds.
+    Training questions are answered from the passages that are `settled`, or where none are from what is retrieved.
 
     Checkpoints go to `folder`/checkpoints, one line a step to `folder`/metrics.jsonl, sample answers to
     `folder`/samples.jsonl. A collapse (`watch.alarm`) brings back the best weights.
@@ -56,7 +56,7 @@ def train(
     Raises:
         RagxError: the loss is not finite and no rollback is left; the last checkpoint stays as it was.
     """
-    joint = _Joint(model, examples, dev, settings, folder, plan, processes, settled or Settled())
+    joint = _Joint(model, examples, dev, settings, folder, plan, processes, settled)
     joint.begin(resume)
     total, first, started = joint.total, joint.position.step, time.monotonic()
     while joint.position.step < total and joint.position.bad_epochs < settings.patience:

@@ -1,8 +1,7 @@
 """The passage side's gradient against plain autograd over everything, and refreshed vectors against encoding anew.
 
 Float32; the batches differ in their padding and the sums in their order: 1e-4 of the largest entry of a tensor, 1e-5
-for vectors of unit size. Posteriors follow from answers of about 30 nats, whose float32 neighbours are 2e-6 apart: 5e-6
-at least. The temperature's gradient is a sum of scores near 30 times differences of probabilities, which cancel: 2e-5.
+for vectors of unit size.
 """
 
 from functools import partial
@@ -92,8 +91,7 @@ def test_gradient_equals_autograd(two_passes, tied, marginal, open_both):
     assert names and any(float(expected[name].abs().max()) > 1e-3 for name in names)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        least = 2e-5 if name.endswith("log_temperature") else 5e-6
-        bound = max(least, 1e-4 * float(value.abs().max()))
+        bound = 1e-4 * max(2e-2, float(value.abs().max()))  # float32, and batches padded otherwise
         assert float((found[name] - value).abs().max()) <= bound, name
 
 
