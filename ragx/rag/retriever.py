@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,12 @@ class Prior(nn.Module):
                 return self.lexical_weight * lexical.float()
             case "hybrid":
                 return dense.float() / self.log_temperature.exp() + self.lexical_weight * lexical.float()
+
+    def groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Groups for an optimizer that moves every parameter by about its learning rate a step, as Adam does: the
+        lexical weight's is that many times larger as the weight itself is at first."""
+        rates = [(self.log_temperature, learning_rate), (self.lexical_weight, learning_rate * LEXICAL_WEIGHT)]
+        return [{"params": [one], "lr": rate, "weight_decay": 0.0} for one, rate in rates if one.requires_grad]
 
     def values(self) -> dict[str, float]:
         """Temperature and lexical weight as numbers."""
@@ -206,12 +213,15 @@ class Retriever(nn.Module):
 
     def corpus_scores(self, queries: Tensor | None, questions: Sequence[str]) -> Tensor:
         """The scores [B, N] of all passages of the corpus: one matrix product, passages fixed."""
+        return Tensor(self.prior(*self.corpus_parts(queries, questions)))
+
+    def corpus_parts(self, queries: Tensor | None, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The inner products and the lexical scores [B, N] of all passages, zeros where the mode has none."""
         shape = (len(questions), self.index.passages_count)
         dense = torch.zeros(shape, device=self._device) if queries is None else queries @ self._corpus_vectors().T
         if self.settings.mode == "dense":
-            return Tensor(self.prior(dense, dense))
-        lexical = torch.from_numpy(self.index.corpus_lexical_scores(questions)).to(self._device)
-        return Tensor(self.prior(dense, lexical))
+            return dense, torch.zeros_like(dense)
+        return dense, torch.from_numpy(self.index.corpus_lexical_scores(questions)).to(self._device)
 
     def _corpus_vectors(self) -> Tensor:
         if not hasattr(self, "_all_vectors"):

@@ -87,17 +87,18 @@ def _warm_up(
 def lesson(
     config: Config, model: RagModel, examples: Sequence[Example], dev: Sequence[Example]
 ) -> tuple[list[Supervised], list[Supervised], WarmupSettings] | None:
-    """What the retriever's warm-up learns from and how, where one is wanted."""
+    """What the retriever's warm-up learns from and how, where one is wanted: no epochs where only the prior learns."""
     from ragx.training.warmup import WarmupSettings, supervise
 
     section = config.finetune
     epochs = WARMUP_EPOCHS if section.warmup_epochs == "auto" else section.warmup_epochs
-    passage_side = model.retriever.passage_side is not None
-    if not epochs or not (passage_side or "question_encoder" in section.named):
+    if not epochs:
         return None
+    passage_side = model.retriever.passage_side is not None
+    encoders_learn = passage_side or ("question_encoder" in section.named and config.retrieval.mode != "lexical")
     passages = model.retriever.index.all_passages()
     settings = WarmupSettings(
-        epochs=epochs,
+        epochs=epochs if encoders_learn else 0,
         batch_size=section.warmup_batch_size,
         learning_rate=section.warmup_learning_rate,
         prior_learning_rate=section.prior_learning_rate,

@@ -15,7 +15,6 @@ def optimizer_of(
     parts: list[tuple[nn.Module, float, float]] = [
         (model.generator_module, settings.learning_rate, settings.weight_decay),
         *((encoder, settings.retriever_learning_rate, settings.weight_decay) for encoder in model.retriever.encoders()),
-        (model.retriever.prior, settings.prior_learning_rate, 0.0),
     ]
     for part, rate, decay in parts:
         parameters = [parameter for parameter in part.parameters() if parameter.requires_grad]
@@ -23,6 +22,7 @@ def optimizer_of(
         others = [parameter for parameter in parameters if parameter.ndim <= 1]
         groups += [{"params": matrices, "lr": rate, "weight_decay": decay}] if matrices else []
         groups += [{"params": others, "lr": rate, "weight_decay": 0.0}] if others else []
+    groups += model.retriever.prior.groups(settings.prior_learning_rate)
     if model.null_bias is not None:
         groups.append({"params": [model.null_bias], "lr": settings.prior_learning_rate, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups)

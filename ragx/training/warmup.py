@@ -1,6 +1,9 @@
 """The retriever alone: -log p(a gold passage | question).
 
-While passage vectors stay fixed it is normalised over the whole corpus: the scores of all passages are one matrix
+First the prior's two numbers are fitted, all else as it is: how far lexical scores may be trusted differs from corpus
+to corpus, and an encoder that learns beside a wrong weight learns to make up for it. Then the encoders learn, too.
+
+While passage vectors stay fixed the loss is normalised over the whole corpus: the scores of all passages are one matrix
 product, and every passage is a negative. Where the passage encoder learns, it is normalised over the passages of the
 batch: right ones and mined negatives of all its questions, encoded with gradient (DPR, Karpukhin et al. 2020).
 """
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from ragx.corpus.search import Finder
 from ragx.errors import RagxError
-from ragx.rag.retriever import Retriever
+from ragx.rag.retriever import LEXICAL_WEIGHT, Retriever
 from ragx.records import Example, Passage, Progress
 
 log = logging.getLogger(__name__)
@@ -27,6 +30,8 @@ MINED = 20
 """Hits of a question looked at for negatives; of a dev question all of them, for what its loss is normalised over."""
 POOL = 2048
 """Passages that the dev loss is normalised over at most, where they must be encoded at every look."""
+FITTED = 1 << 26
+"""Scores of questions and passages that the prior is fitted on at most."""
 _NOT_FINITE = "retriever warm-up, {}: the {} is not finite; {}, or say finetune.warmup_epochs: 0"
 
 
@@ -87,18 +92,22 @@ def warm_up(
     settings: WarmupSettings,
     progress: Progress,
 ) -> int:
-    """Train encoders and prior; the epoch with the lowest dev loss is kept, where there is a dev set, else the
-    last. Returns which it was, 0 being the start.
+    """Fit the prior, then train encoders and prior; the epoch with the lowest dev loss is kept, where there is a dev
+    set, else the last. Returns which it was, 0 being the start.
 
     Raises:
         RagxError: a loss or gradient is not finite; the retriever is as it was at the start.
     """
+    start = snapshot(retriever)
+    fit_prior(retriever, train)
+    if not settings.epochs:
+        return 0
     loss_of, dev_loss = objective(retriever, train, dev, settings)
     optimizer = _optimizer_of(retriever, settings)
     total = settings.epochs * -(-len(train) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / total))
-    start, best, bad, done, kept = snapshot(retriever), dev_loss(), 0, 0, 0
-    best_state = start
+    best, bad, done, kept = dev_loss(), 0, 0, 0
+    best_state = snapshot(retriever)
     if not math.isfinite(best):
         raise RagxError(_NOT_FINITE.format("before the first step", "loss of the dev set", "try another encoder.model"))
     for epoch in range(settings.epochs):
@@ -128,14 +137,49 @@ def warm_up(
     return kept
 
 
+def fit_prior(retriever: Retriever, questions: Sequence[Supervised]) -> None:
+    """Temperature and lexical weight of least -log p(a right passage | question) over the corpus, by L-BFGS.
+
+    They are the most likely ones a posteriori: where questions are few or all are answered at once, a normal prior
+    around the start holds them (of deviation 1 for the temperature's logarithm, `LEXICAL_WEIGHT` for the weight).
+    """
+    prior, passages = retriever.prior, retriever.index.passages_count
+    learnt = [parameter for parameter in prior.parameters() if parameter.requires_grad]
+    questions = questions[: max(32, FITTED // passages)]
+    starts = range(0, len(questions), 32)
+    with torch.no_grad():
+        parts = [_corpus_parts(retriever, [item.example.question for item in questions[i : i + 32]]) for i in starts]
+        dense, lexical = (torch.cat(each) for each in zip(*parts, strict=True))
+        right = torch.zeros(dense.shape, dtype=torch.bool, device=dense.device)
+        for row, item in zip(right, questions, strict=True):
+            row[list(item.positives)] = True
+    begun = [parameter.detach().clone() for parameter in (prior.log_temperature, prior.lexical_weight)]
+    optimizer = torch.optim.LBFGS(learnt, max_iter=50, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        scores = prior(dense, lexical)
+        nll = scores.logsumexp(-1) - scores.masked_fill(~right, -torch.inf).logsumexp(-1)
+        moved = (prior.log_temperature - begun[0]) ** 2 + ((prior.lexical_weight - begun[1]) / LEXICAL_WEIGHT) ** 2
+        value = nll.sum() + moved / 2
+        torch.autograd.backward(value)
+        return float(value.detach())
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.zero_grad()
+    found = prior.values()
+    log.info("prior fitted: temperature %.3f, lexical weight %.2f", found["temperature"], found["lexical_weight"])
+
+
+def _corpus_parts(retriever: Retriever, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    queries = None if retriever.settings.mode == "lexical" else retriever.encoder.forward(questions)
+    return retriever.corpus_parts(queries, questions)
+
+
 def _optimizer_of(retriever: Retriever, settings: WarmupSettings) -> torch.optim.Optimizer:
     encoder = [p for side in retriever.encoders() for p in side.parameters() if p.requires_grad]
-    prior = [p for p in retriever.prior.parameters() if p.requires_grad]
-    groups = [
-        {"params": encoder, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
-        {"params": prior, "lr": settings.prior_learning_rate, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups)
+    group = {"params": encoder, "lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    return torch.optim.AdamW([group, *retriever.prior.groups(settings.prior_learning_rate)])
 
 
 def _step(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> str | None:
