@@ -30,7 +30,7 @@ MINED = 20
 """Hits of a question looked at for negatives; of a dev question all of them, for what its loss is normalised over."""
 POOL = 2048
 """Passages that the dev loss is normalised over at most, where they must be encoded at every look."""
-FITTED = 1 << 26
+FITTED = 1 << 25
 """Scores of questions and passages that the prior is fitted on at most."""
 _NOT_FINITE = "retriever warm-up, {}: the {} is not finite; {}, or say finetune.warmup_epochs: 0"
 
@@ -109,6 +109,7 @@ def warm_up(
     best, bad, done, kept = dev_loss(), 0, 0, 0
     best_state = snapshot(retriever)
     if not math.isfinite(best):
+        retriever.load_state_dict(start)
         raise RagxError(_NOT_FINITE.format("before the first step", "loss of the dev set", "try another encoder.model"))
     for epoch in range(settings.epochs):
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed + epoch)).tolist()
@@ -145,7 +146,7 @@ def fit_prior(retriever: Retriever, questions: Sequence[Supervised]) -> None:
     """
     prior, passages = retriever.prior, retriever.index.passages_count
     learnt = [parameter for parameter in prior.parameters() if parameter.requires_grad]
-    questions = questions[: max(32, FITTED // passages)]
+    questions = questions[:: -(-len(questions) // max(32, FITTED // passages))]
     starts = range(0, len(questions), 32)
     with torch.no_grad():
         parts = [_corpus_parts(retriever, [item.example.question for item in questions[i : i + 32]]) for i in starts]
