@@ -59,7 +59,8 @@ def cross_fit(
             ids[part] = torch.tensor([[passage.number for passage in row] for row in found.passages])
             log_prior[part] = found.log_prior.cpu()
     retriever.load_state_dict(start)
-    return ids, log_prior, max(1, round(sum(epochs) / max(1, len(epochs))))
+    best = max(1, round(sum(epochs) / max(1, len(epochs))))
+    return ids, log_prior, min(best, settings.epochs)
 
 
 @torch.no_grad()

@@ -73,14 +73,21 @@ def test_one_question_hardly_moves_it(retriever_of):
     assert abs(now["lexical_weight"] - begun["lexical_weight"]) < 2 * LEXICAL_WEIGHT
 
 
-def test_where_no_encoder_learns_the_warm_up_is_the_fit_alone(tiny_config, caplog, tmp_path):
+@pytest.mark.parametrize("folds", [0, 3])
+def test_where_no_encoder_learns_the_warm_up_is_the_fit_alone(tiny_config, caplog, folds):
     caplog.set_level("INFO", logger="ragx")
-    section = {"train": ["generator"], "epochs": 1, "reading_epochs": 0, "prior_learning_rate": 1e-12}
-    config = load_config(tiny_config(retrieval={"mode": "lexical", "top_k": 3}, finetune=section))
+    section = {
+        "train": ["generator"],
+        "cross_fit": folds,
+        "epochs": 1,
+        "reading_epochs": 0,
+        "prior_learning_rate": 1e-12,
+    }
+    config = load_config(tiny_config(retrieval={"mode": "lexical", "top_k": 3}, data={"dev": None}, finetune=section))
     build_index(config)
     done = finetune(config)
     log = [record.getMessage() for record in caplog.records]
-    assert sum(line.startswith("prior fitted: ") for line in log) == 1
+    assert sum(line.startswith("prior fitted: ") for line in log) == 1 + folds
     assert not any("retriever warm-up: " in line for line in log)
     assert done["prior"]["lexical_weight"] != pytest.approx(LEXICAL_WEIGHT, abs=0.01)
 
