@@ -52,10 +52,11 @@ class _GoldLogProbs(torch.autograd.Function):
             for part in slices:
                 logits = _logits(states, weight, bias, part)
                 kept += [logits] if keeps else []
-                mass = logits.float().logsumexp(-1)
+                exact = logits.float()
+                mass = exact.logsumexp(-1)
                 total = torch.logaddexp(total, mass)
                 inside, place = _within(gold, part)
-                own = torch.log_softmax(logits.float(), dim=-1).gather(-1, place).squeeze(-1)
+                own = torch.log_softmax(exact, dim=-1).gather(-1, place).squeeze(-1)
                 own = own.masked_fill(mass == -torch.inf, 0.0)  # no number where the whole slice is impossible
                 found, share = torch.where(inside, own, found), torch.where(inside, mass, share)
         ctx.save_for_backward(states, gold, total, *kept)

@@ -113,7 +113,7 @@ class Retriever(nn.Module):
             return self._retrieve(questions, k)
 
     def _retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
-        queries = None if self.settings.mode == "lexical" else self.encoder.forward(questions)
+        queries = self.queries(questions)
         ids, scores, prior = (
             self._over_corpus(queries, questions, k)
             if self.settings.prior == "corpus"
@@ -121,6 +121,10 @@ class Retriever(nn.Module):
         )
         found = self.index.passages(ids.reshape(-1).tolist())
         return Retrieval([[found[number] for number in row] for row in ids.tolist()], scores, prior)
+
+    def queries(self, questions: Sequence[str]) -> Tensor | None:
+        """The vectors [B, D] of questions, with gradient; None in lexical mode, which has no use for them."""
+        return None if self.settings.mode == "lexical" else self.encoder.forward(questions)
 
     def encoders(self) -> list[nn.Module]:
         """The question encoder and, where it learns with weights of its own, the passage encoder."""
@@ -143,7 +147,7 @@ class Retriever(nn.Module):
 
     def scores_of(self, questions: Sequence[str], ids: Tensor) -> Tensor:
         """The current scores [B, k] of given passages of each question; -inf where an id is -1."""
-        queries = None if self.settings.mode == "lexical" else self.encoder.forward(questions)
+        queries = self.queries(questions)
         lexical = self.index.lexical_scores(questions, ids.numpy(), self.settings.mode)
         return self._scores(queries, ids, torch.from_numpy(lexical))
 
@@ -151,7 +155,7 @@ class Retriever(nn.Module):
         """Given passages [B, k] of each question with their current scores, `offsets` [B, k] added to log p(z|x)."""
         with torch.autocast(self._device.type, enabled=False):
             if self.settings.prior == "corpus":
-                queries = None if self.settings.mode == "lexical" else self.encoder.forward(questions)
+                queries = self.queries(questions)
                 over_all = self.corpus_scores(queries, questions)
                 chosen = ids.to(self._device)
                 scores, prior = over_all.gather(1, chosen), log_prior(over_all).gather(1, chosen)
@@ -217,10 +221,10 @@ class Retriever(nn.Module):
 
     def corpus_parts(self, queries: Tensor | None, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The inner products and the lexical scores [B, N] of all passages, zeros where the mode has none."""
-        shape = (len(questions), self.index.passages_count)
-        dense = torch.zeros(shape, device=self._device) if queries is None else queries @ self._corpus_vectors().T
+        none = torch.zeros((), device=self._device).expand(len(questions), self.index.passages_count)  # takes no memory
+        dense = none if queries is None else queries @ self._corpus_vectors().T
         if self.settings.mode == "dense":
-            return dense, torch.zeros_like(dense)
+            return dense, none
         return dense, torch.from_numpy(self.index.corpus_lexical_scores(questions)).to(self._device)
 
     def _corpus_vectors(self) -> Tensor:

@@ -94,9 +94,9 @@ def lesson(
     epochs = WARMUP_EPOCHS if section.warmup_epochs == "auto" else section.warmup_epochs
     if not epochs:
         return None
-    passage_side = model.retriever.passage_side is not None
-    encoders_learn = passage_side or ("question_encoder" in section.named and config.retrieval.mode != "lexical")
-    passages = model.retriever.index.all_passages()
+    retriever = model.retriever
+    encoders_learn = any(weight.requires_grad for side in retriever.encoders() for weight in side.parameters())
+    passages = retriever.index.all_passages()
     settings = WarmupSettings(
         epochs=epochs if encoders_learn else 0,
         batch_size=section.warmup_batch_size,
@@ -107,5 +107,6 @@ def lesson(
         seed=config.seed,
         hard_negatives=section.hard_negatives,
     )
-    train, held_out = (supervise(split, passages, neutral=passage_side) for split in (examples, dev))
+    neutral = retriever.passage_side is not None
+    train, held_out = (supervise(split, passages, neutral=neutral) for split in (examples, dev))
     return train, held_out, settings

@@ -149,7 +149,8 @@ def fit_prior(retriever: Retriever, questions: Sequence[Supervised]) -> None:
     questions = questions[:: -(-len(questions) // max(32, FITTED // passages))]
     starts = range(0, len(questions), 32)
     with torch.no_grad():
-        parts = [_corpus_parts(retriever, [item.example.question for item in questions[i : i + 32]]) for i in starts]
+        texts = [[item.example.question for item in questions[start : start + 32]] for start in starts]
+        parts = [retriever.corpus_parts(retriever.queries(some), some) for some in texts]
         dense, lexical = (torch.cat(each) for each in zip(*parts, strict=True))
         right = torch.zeros(dense.shape, dtype=torch.bool, device=dense.device)
         for row, item in zip(right, questions, strict=True):
@@ -159,8 +160,7 @@ def fit_prior(retriever: Retriever, questions: Sequence[Supervised]) -> None:
 
     def loss() -> float:
         optimizer.zero_grad()
-        scores = prior(dense, lexical)
-        nll = scores.logsumexp(-1) - scores.masked_fill(~right, -torch.inf).logsumexp(-1)
+        nll = _nll(prior(dense, lexical), right)
         moved = (prior.log_temperature - begun[0]) ** 2 + ((prior.lexical_weight - begun[1]) / LEXICAL_WEIGHT) ** 2
         value = nll.sum() + moved / 2
         torch.autograd.backward(value)
@@ -172,9 +172,9 @@ def fit_prior(retriever: Retriever, questions: Sequence[Supervised]) -> None:
     log.info("prior fitted: temperature %.3f, lexical weight %.2f", found["temperature"], found["lexical_weight"])
 
 
-def _corpus_parts(retriever: Retriever, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    queries = None if retriever.settings.mode == "lexical" else retriever.encoder.forward(questions)
-    return retriever.corpus_parts(queries, questions)
+def _nll(scores: Tensor, right: Tensor) -> Tensor:
+    """-log of what the softmax of scores [B, n] gives to the right ones [B, n], [B]."""
+    return scores.logsumexp(-1) - scores.masked_fill(~right, -torch.inf).logsumexp(-1)
 
 
 def _optimizer_of(retriever: Retriever, settings: WarmupSettings) -> torch.optim.Optimizer:
@@ -254,8 +254,7 @@ def _loss_over(retriever: Retriever, items: Sequence[Supervised], numbers: Seque
     scores: Tensor = retriever.prior(retriever.encoder.forward(texts) @ vectors.T, lexical)
     right = torch.tensor([[n in item.positives for n in numbers] for item in items], device=vectors.device)
     neutral = torch.tensor([[n in item.neutral for n in numbers] for item in items], device=vectors.device)
-    every = scores.masked_fill(neutral & ~right, -torch.inf).logsumexp(-1)
-    return every - scores.masked_fill(~right, -torch.inf).logsumexp(-1)
+    return _nll(scores.masked_fill(neutral & ~right, -torch.inf), right)
 
 
 @torch.no_grad()
@@ -268,8 +267,7 @@ def corpus_nll(retriever: Retriever, questions: Sequence[Supervised], batch_size
 def retriever_loss(retriever: Retriever, batch: Sequence[Supervised]) -> Tensor:
     """-log sum over the right passages of p(z|x), [B]."""
     texts = [item.example.question for item in batch]
-    queries = None if retriever.settings.mode == "lexical" else retriever.encoder.forward(texts)
-    log_probs = torch.log_softmax(retriever.corpus_scores(queries, texts), dim=-1)
+    log_probs = torch.log_softmax(retriever.corpus_scores(retriever.queries(texts), texts), dim=-1)
     return torch.stack([-log_probs[row, list(item.positives)].logsumexp(0) for row, item in enumerate(batch)])
 
 
