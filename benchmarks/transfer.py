@@ -10,7 +10,8 @@ ROWS, separated by commas (by default all but the last, in this order):
 ragx       the configuration as it stands, with what `--dry-run` said of it
 frozen     nothing trained: BM25, dense and hybrid retrieval before the instruct model
 separate   a contrastively tuned retriever, the index built anew with it, and a generator tuned on gold passages
-           (benchmarks.separate_peer): answers from the top passage, by ragx's marginal, and by the marginal with BM25.
+           (benchmarks.separate_peer): answers from the top passage, by ragx's marginal, and by the marginal with BM25,
+           whose temperature and lexical weight are those that fit the dev questions best.
            The generator may take PASSES times ragx's joint epochs, for it reads one passage a question where ragx
            reads K, and those in which ragx reads one, too
 rag        the recipe of transformers' RAG scripts: joint, dense only, raw inner products, no warm-up, all posterior
@@ -58,10 +59,11 @@ from ragx.evaluation.predictions import write_predictions
 from ragx.models import model_fingerprint
 from ragx.rag.generator import Generator
 from ragx.rag.generators import add_lora
-from ragx.rag.retriever import Retriever, starting_prior
+from ragx.rag.retriever import Retriever
 from ragx.records import Example, Report
-from ragx.stages.models import MODEL_KIND, compute_dtype, open_index, open_model, passage_encoder, pretrained_folders
+from ragx.stages.models import MODEL_KIND, compute_dtype, open_index, open_model, pretrained_folders
 from ragx.stages.questions import training_policy
+from ragx.training.warmup import fit_prior, supervise
 
 ALL = "all"
 PASSES = 3
@@ -304,14 +306,17 @@ def _with_lora(config: Config, retriever: Retriever, generator: Generator) -> No
 
 
 def _join(config: Config, parts: Path) -> None:
-    """The separately tuned parts as a tuned model of ragx, with the prior it starts from."""
-    index = open_index(config)
+    """The separately tuned parts as a tuned model of ragx, with the prior that fits the dev questions best: those of
+    the training, which both parts have learnt by heart, would have it believe too much."""
+    retriever = open_model(config, "base").retriever
+    dev = [] if config.data.dev is None else read_examples(config.data.dev, config.data.on_error)
+    fit_prior(retriever, supervise(dev[: config.finetune.dev_limit], retriever.index.all_passages()))
     facts: dict[str, object] = {
         "mode": config.retrieval.mode,
-        "prior": starting_prior(passage_encoder(config), config.retrieval.mode).values(),
+        "prior": retriever.prior.values(),
         "adapter": True,
         "base_generator": model_fingerprint(pretrained_folders(config)[1]),
-        "passage_encoder": index.manifest["encoder"],
+        "passage_encoder": retriever.index.manifest["encoder"],
         "plan": "tuned separately",
     }
     with new_folder(config.run_dir / "model", MODEL_KIND, **facts) as beside:

@@ -25,7 +25,7 @@ from ragx.rag.prompts import Prompt, make_template
 from ragx.rag.state import State
 from ragx.records import Passage
 
-BUDGETS = {"cpu": 4096, "cuda": 32768}
+BUDGETS = {"cpu": 4096, "cuda": 65536}
 """Tokens that a batch of like length may have, padding included."""
 CPU_OVERHEAD = 64
 """What one batch more costs on a processor, in tokens: weights are read and their gradients added once more."""
