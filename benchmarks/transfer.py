@@ -62,7 +62,7 @@ from ragx.rag.generators import add_lora
 from ragx.rag.retriever import Retriever
 from ragx.records import Example, Report
 from ragx.stages.models import MODEL_KIND, compute_dtype, open_index, open_model, pretrained_folders
-from ragx.stages.questions import training_policy
+from ragx.stages.questions import training_data, training_policy
 from ragx.training.warmup import fit_prior, supervise
 
 ALL = "all"
@@ -306,11 +306,11 @@ def _with_lora(config: Config, retriever: Retriever, generator: Generator) -> No
 
 
 def _join(config: Config, parts: Path) -> None:
-    """The separately tuned parts as a tuned model of ragx, with the prior that fits the dev questions best: those of
-    the training, which both parts have learnt by heart, would have it believe too much."""
+    """The separately tuned parts as a tuned model of ragx, with the prior that fits the dev questions best, or the
+    starting one without any: those of the training, learnt by heart, would have it believe too much."""
     retriever = open_model(config, "base").retriever
-    dev = [] if config.data.dev is None else read_examples(config.data.dev, config.data.on_error)
-    fit_prior(retriever, supervise(dev[: config.finetune.dev_limit], retriever.index.all_passages()))
+    if dev := supervise(training_data(config)[1], retriever.index.all_passages()):
+        fit_prior(retriever, dev)
     facts: dict[str, object] = {
         "mode": config.retrieval.mode,
         "prior": retriever.prior.values(),
