@@ -2,7 +2,7 @@
 
 Only gold-token log-probabilities are computed: the hidden states at answer positions are gathered and projected to the
 vocabulary in slices (`ragx.rag.head`), so that no [N, T, V] tensor exists. Pairs run in batches of like length, so that
-little is padding. For decoding, a prompt runs through the model once; its
+little is padding, or packed without any (`ragx.rag.packing`). For decoding, a prompt runs through the model once; its
 key-values or encoder states serve generation and every rescoring.
 """
 
@@ -124,7 +124,7 @@ class Generator(ABC):
         return length_batches(lengths, BUDGETS["cpu" if on_cpu else "cuda"], overhead)
 
     def _in_batches(self, lengths: Sequence[int], compute: Callable[[list[int]], Tensor]) -> Tensor:
-        """`compute(rows)` [n, L, ...] for batches of rows of like length, put together as [N, longest L, ...]."""
+        """`compute(rows)` [n, L, ...] for batches of rows, put together as [N, longest L, ...]."""
         recompute = self.recompute and torch.is_grad_enabled()
         batches = self._batches(lengths)
         parts = [checkpoint(compute, rows, use_reentrant=False) if recompute else compute(rows) for rows in batches]
@@ -215,6 +215,11 @@ class Embedded:
         longest = max(self.lengths[row] for row in rows)
         index = torch.tensor(rows, device=self.mask.device)
         return self.vectors[:, :longest].index_select(0, index), self.mask[:, :longest].index_select(0, index)
+
+    def packed(self, rows: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Embeddings [1, sum of lengths, H] of n of the rows, one behind the other, and the lengths."""
+        vectors, mask = self.of(rows)
+        return vectors[mask].unsqueeze(0), [self.lengths[row] for row in rows]
 
 
 def _stop_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:

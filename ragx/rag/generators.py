@@ -11,11 +11,9 @@ from ragx.errors import ArtifactError, ConfigError
 from ragx.models import loading, require_tokenizer, require_weights
 from ragx.rag.causal import CausalGenerator
 from ragx.rag.generator import Generator
+from ragx.rag.packing import PLAIN_UP_TO
 from ragx.rag.prompts import Prompt, RagFormat
 from ragx.rag.seq2seq import Seq2SeqGenerator
-
-EAGER_UP_TO = 640
-"""Tokens of a row up to which attention's own matrix is small beside what a layer keeps for its backward pass."""
 
 
 def load_generator(
@@ -80,9 +78,9 @@ def add_lora(generator: Generator, *, rank: int, alpha: int) -> None:
 
 def choose_attention(generator: Generator, dtype: torch.dtype, longest: int) -> None:
     """Attend by plain products instead of torch's fused attention where training on rows of at most `longest` tokens is
-    faster so: in bfloat16 on a processor, whose fused backward pass is slow. They need memory for all pairs of tokens.
+    faster so: in bfloat16 on a processor.
     """
-    if generator.device.type == "cpu" and dtype == torch.bfloat16 and longest <= EAGER_UP_TO:
+    if generator.device.type == "cpu" and dtype == torch.bfloat16 and longest <= PLAIN_UP_TO:
         generator.base.set_attn_implementation("eager")
 
 

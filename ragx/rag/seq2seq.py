@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from ragx.errors import ArtifactError
-from ragx.rag.generator import Generator, Pair, pad_rows
+from ragx.rag.generator import Embedded, Generator, Pair
+from ragx.rag.packing import packable, packed_batches, packing, unpacked
 from ragx.rag.prompts import Prompt, special_ids, target_ids
 from ragx.rag.state import State, cache_of, layers_of, with_room
 
@@ -28,18 +29,42 @@ class Seq2SeqGenerator(Generator):
     def _before_answers(
         self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]
     ) -> Callable[[list[int]], Tensor]:
-        encoder, decoder = self.base.get_encoder(), self.base.get_decoder()
-        contexts = self._embedded(encoder, prompts)
-        texts = self._embedded(decoder, [[*self.decoder_prefix, *answer[:-1]] for answer in answers])
+        contexts = self._embedded(self.base.get_encoder(), prompts)
+        texts = self._embedded(self.base.get_decoder(), [[*self.decoder_prefix, *answer[:-1]] for answer in answers])
+        given = len(self.decoder_prefix) - 1
 
-        def compute(rows: list[int]) -> Tensor:
-            context, attention = contexts.of(rows)
-            states = encoder(inputs_embeds=context, attention_mask=attention.long()).last_hidden_state
-            text = texts.of(rows)[0]
-            hidden: Tensor = self._decode(None, states, attention, None, inputs_embeds=text).last_hidden_state
-            return hidden[:, len(self.decoder_prefix) - 1 :]
+        def padded(rows: list[int]) -> Tensor:
+            states, attention = self._states(contexts, rows)
+            hidden: Tensor = self._decode(None, states, attention, None, texts.of(rows)[0]).last_hidden_state
+            return hidden[:, given:]
 
-        return compute
+        def packed(rows: list[int]) -> Tensor:
+            states, sources = self._packed_states(contexts, rows)
+            text, lengths = texts.packed(rows)
+            decoder = self.base.get_decoder()
+            with packing(self.base, (decoder, lengths)):
+                output = decoder(
+                    inputs_embeds=text, encoder_hidden_states=states, rows=lengths, sources=sources, use_cache=False
+                )
+            return unpacked(output.last_hidden_state, lengths)[:, given:]
+
+        return packed if packable(self.base) else padded
+
+    def _states(self, contexts: Embedded, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Encoder states [n, L, H] of some rows and their attention mask [n, L]."""
+        context, attention = contexts.of(rows)
+        states = self.base.get_encoder()(inputs_embeds=context, attention_mask=attention.long()).last_hidden_state
+        return states, attention
+
+    def _packed_states(self, contexts: Embedded, rows: list[int]) -> tuple[Tensor, list[int]]:
+        """Encoder states [1, sum of lengths, H] of some rows, one behind the other, and the lengths."""
+        context, lengths = contexts.packed(rows)
+        encoder = self.base.get_encoder()
+        with packing(self.base, (encoder, lengths)):
+            return encoder(inputs_embeds=context, rows=lengths).last_hidden_state, lengths
+
+    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        return packed_batches(lengths) if packable(self.base) else super()._batches(lengths)
 
     def start(self, pairs: Sequence[Pair]) -> State:
         states, attention = self._encode(pairs)
@@ -59,16 +84,17 @@ class Seq2SeqGenerator(Generator):
         return hidden
 
     def _encode(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-        """Encoder states [N, L, H] and the attention mask [N, L], the encoder run in batches of like length."""
-        prompts = [self.template.ids(passage, question) for question, passage in pairs]
+        """Encoder states [N, L, H] and the attention mask [N, L], the encoder run in batches."""
+        contexts = self._embedded(
+            self.base.get_encoder(), [self.template.ids(passage, question) for question, passage in pairs]
+        )
 
         def compute(rows: list[int]) -> Tensor:
-            ids, mask = pad_rows([prompts[row] for row in rows], self.pad_id, self.device)
-            states: Tensor = self.base.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-            return states
+            if packable(self.base):
+                return unpacked(*self._packed_states(contexts, rows))
+            return self._states(contexts, rows)[0]
 
-        states = self._in_batches([len(prompt) for prompt in prompts], compute)
-        return states, pad_rows(prompts, self.pad_id, self.device)[1]
+        return self._in_batches(contexts.lengths, compute), contexts.mask
 
     def _decode(
         self,
