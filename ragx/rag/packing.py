@@ -3,7 +3,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ PACKED = "ragx_packed"
 """Its name among transformers' attentions; they make no masks for one whose masks they do not know."""
 ARCHITECTURES = frozenset({"bart", "mbart"})
 """Models without position biases, whose positions can be told one by one. Llama's grouped heads gain nothing here."""
-PACKED_TOKENS = 2048
+PACKED_TOKENS = 2000
 """Tokens packed at once: what a layer makes of more is given back to the system every time instead of being reused."""
 PLAIN_UP_TO = 640
 """Tokens of a row up to which plain products are faster than torch's fused attention in bfloat16 on a processor, whose
@@ -47,19 +47,19 @@ def unpacked(packed: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def packing(model: Any, *sides: tuple[Any, Sequence[int]]) -> Iterator[None]:
-    """Within, encoder and decoder take packed rows; `sides` are those that will run and their rows' lengths.
+def packing(model: Any, side: Any, rows: Sequence[int]) -> Iterator[None]:
+    """Within, a side of the model, its encoder or decoder, takes packed rows of these lengths.
 
-    They are to be called with `rows`, these lengths, and the decoder with `sources`, its encoder's.
+    It is to be called with `rows`, these lengths, and a decoder with `sources`, its encoder's.
     """
     own = model.config._attn_implementation
-    with ExitStack() as stack:
-        for side, lengths in sides:
-            hook = _telling_positions(lengths)
-            stack.callback(side.embed_positions.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        stack.callback(model.set_attn_implementation, own)
-        model.set_attn_implementation(PACKED)
+    hook = side.embed_positions.register_forward_pre_hook(_telling_positions(rows), with_kwargs=True)
+    model.set_attn_implementation(PACKED)
+    try:
         yield
+    finally:
+        model.set_attn_implementation(own)
+        hook.remove()
 
 
 def _telling_positions(lengths: Sequence[int]) -> Any:

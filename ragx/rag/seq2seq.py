@@ -42,7 +42,7 @@ class Seq2SeqGenerator(Generator):
             states, sources = self._packed_states(contexts, rows)
             text, lengths = texts.packed(rows)
             decoder = self.base.get_decoder()
-            with packing(self.base, (decoder, lengths)):
+            with packing(self.base, decoder, lengths):
                 output = decoder(
                     inputs_embeds=text, encoder_hidden_states=states, rows=lengths, sources=sources, use_cache=False
                 )
@@ -60,7 +60,7 @@ class Seq2SeqGenerator(Generator):
         """Encoder states [1, sum of lengths, H] of some rows, one behind the other, and the lengths."""
         context, lengths = contexts.packed(rows)
         encoder = self.base.get_encoder()
-        with packing(self.base, (encoder, lengths)):
+        with packing(self.base, encoder, lengths):
             return encoder(inputs_embeds=context, rows=lengths).last_hidden_state, lengths
 
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
