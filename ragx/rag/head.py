@@ -86,9 +86,9 @@ class _GoldLogProbs(torch.autograd.Function):
                 if wants_weight and weight.dtype == states.dtype:
                     accumulator(weight)[part].addmm_(pull.T, states)
                 elif wants_weight:
-                    accumulator(weight)[part] += pull.T @ states
+                    accumulator(weight)[part].add_(pull.T @ states)
                 if wants_bias:
-                    accumulator(bias)[part] += pull.sum(0)
+                    accumulator(bias)[part].add_(pull.sum(0))
         return (None if towards is None else towards.to(ctx.hidden_dtype)), None, None, None, None
 
 

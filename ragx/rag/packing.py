@@ -97,11 +97,11 @@ def _attend(
 
 
 def _plain(queries: Tensor, keys: Tensor, values: Tensor, *, dropout_p: float, is_causal: bool, scale: float) -> Tensor:
-    weights = queries @ keys.transpose(-1, -2) * scale
+    weights = (queries * scale) @ keys.transpose(-1, -2)
     if is_causal:
         later = torch.ones(weights.shape[-2:], dtype=torch.bool).triu(1)
         weights = weights.masked_fill(later, -torch.inf)
-    shares = weights.softmax(-1, dtype=torch.float32).to(values.dtype)
+    shares = weights.softmax(-1)  # in float32 inside, whatever the dtype
     return nn.functional.dropout(shares, dropout_p) @ values
 
 
