@@ -232,14 +232,16 @@ def hanging(tmp_path, monkeypatch):
     return corpus
 
 
-def children():
-    return [child.cmdline() for child in psutil.Process().children(recursive=True)]
+def parsers():
+    """The command lines of the parsers at work."""
+    lines = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    return [line for line in lines if "ragx.corpus.parsers" in line]
 
 
-def wait_for_children():
-    """Parsers are started by threads, some time after the first document is there."""
+def wait_for_parsers():
+    """They are started by threads, some time after the first document is there."""
     deadline = time.monotonic() + 120
-    while not children():
+    while not parsers():
         assert time.monotonic() < deadline, "no parser was started"
         time.sleep(0.01)
 
@@ -248,10 +250,10 @@ def test_reading_that_is_given_up_waits_for_no_parser(hanging):
     (hanging / "00.pdf").unlink()
     with closing(read_documents([str(hanging)], Fields())) as documents:
         assert next(documents).text == "good"
-        wait_for_children()
+        wait_for_parsers()
         started = time.monotonic()
     assert time.monotonic() - started < 120  # not the ten minutes that parsers take
-    assert children() == []
+    assert parsers() == []
 
 
 def test_reading_that_fails_waits_for_no_parser(hanging):
@@ -261,7 +263,7 @@ def test_reading_that_fails_waits_for_no_parser(hanging):
     with pytest.raises(DataError, match=r"00\.txt: holds a NUL"):
         read(hanging, on_error="fail")
     assert time.monotonic() - started < 120  # not the ten minutes that parsers take
-    assert children() == []
+    assert parsers() == []
 
 
 def test_line_beyond_the_limit_is_named_and_the_rest_is_read(tmp_path, caplog):
