@@ -17,7 +17,7 @@ PACKED = "ragx_packed"
 ARCHITECTURES = frozenset({"bart", "mbart"})
 """Models without position biases, whose positions can be told one by one. Llama's grouped heads gain nothing here."""
 PACKED_TOKENS = 2000
-"""Tokens packed at once: what a layer makes of more is given back to the system every time instead of being reused."""
+"""Tokens packed at once: a step of BART-base's size takes 3 % longer with 1100 and 5 % with 4000."""
 PLAIN_UP_TO = 640
 """Tokens of a row up to which plain products are faster than torch's fused attention in bfloat16 on a processor, whose
 backward pass is slow, and their matrix is small beside what a layer keeps for its backward pass."""
