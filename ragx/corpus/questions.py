@@ -30,7 +30,7 @@ def read_examples(path: str | Path, on_error: str = "fail") -> list[Example]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such question file")
+        raise DataError(f"{path}: no such question file; data: in the config names train, dev and test")
     reader = _READERS.get(_suffix(path))
     if reader is None:
         raise DataError(f"{path}: questions are read from {', '.join(_READERS)} files, each also .gz and .zst")

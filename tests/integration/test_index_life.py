@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -363,20 +362,29 @@ def test_ray_build_with_a_killed_worker_equals_the_local_one(config_of, monkeypa
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     config = config_of("ray", "index.engine=ray", "index.shard_size=4")
+    building = config.run_dir / "index" / ".building"
     killed = []
 
+    def at_work():
+        return [
+            p for p in psutil.process_iter(["cmdline"]) if "ray::_encode_shards" in " ".join(p.info["cmdline"] or [])
+        ]
+
     def kill_one():
-        """The first worker that is seen at work, once it has written a shard."""
-        building = config.run_dir / "index" / ".building"
+        """A worker is stopped in the midst of its task, so that no build ends without it, and killed once the other
+        has written a shard."""
         limit = time.monotonic() + 100
         while not killed and time.monotonic() < limit:
-            if any(building.glob("shard-*.safetensors")):
-                for process in psutil.process_iter(["name", "cmdline"]):
-                    if "ray::_encode_shards" in " ".join(process.info["cmdline"] or []):
-                        os.kill(process.pid, signal.SIGKILL)
-                        killed.append(process.pid)
-                        break
-            time.sleep(0.005)
+            for worker in at_work()[:1]:
+                worker.suspend()
+                if worker not in at_work():  # its task had just ended
+                    worker.resume()
+                    continue
+                while not any(building.glob("shard-*.safetensors")) and time.monotonic() < limit:
+                    time.sleep(0.01)
+                worker.kill()
+                killed.append(worker.pid)
+            time.sleep(0.01)
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
