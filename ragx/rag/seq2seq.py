@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from ragx.errors import ArtifactError
-from ragx.rag.generator import Embedded, Generator, Pair
+from ragx.rag.generator import Embedded, Generator, Pair, pad_rows
 from ragx.rag.packing import packable, packed_batches, packing, unpacked
 from ragx.rag.prompts import Prompt, special_ids, target_ids
 from ragx.rag.state import State, cache_of, layers_of, with_room
@@ -48,7 +48,11 @@ class Seq2SeqGenerator(Generator):
                 )
             return unpacked(output.last_hidden_state, lengths)[:, given:]
 
-        return packed if packable(self.base) else padded
+        return packed if self._packs else padded
+
+    @property
+    def _packs(self) -> bool:
+        return packable(self.base)
 
     def _states(self, contexts: Embedded, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Encoder states [n, L, H] of some rows and their attention mask [n, L]."""
@@ -64,7 +68,7 @@ class Seq2SeqGenerator(Generator):
             return encoder(inputs_embeds=context, rows=lengths).last_hidden_state, lengths
 
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        return packed_batches(lengths) if packable(self.base) else super()._batches(lengths)
+        return packed_batches(lengths) if self._packs else super()._batches(lengths)
 
     def start(self, pairs: Sequence[Pair]) -> State:
         states, attention = self._encode(pairs)
@@ -85,16 +89,15 @@ class Seq2SeqGenerator(Generator):
 
     def _encode(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         """Encoder states [N, L, H] and the attention mask [N, L], the encoder run in batches."""
-        contexts = self._embedded(
-            self.base.get_encoder(), [self.template.ids(passage, question) for question, passage in pairs]
-        )
+        prompts = [self.template.ids(passage, question) for question, passage in pairs]
 
         def compute(rows: list[int]) -> Tensor:
-            if packable(self.base):
-                return unpacked(*self._packed_states(contexts, rows))
-            return self._states(contexts, rows)[0]
+            contexts = self._embedded(self.base.get_encoder(), [prompts[row] for row in rows])
+            whole = list(range(len(rows)))
+            return unpacked(*self._packed_states(contexts, whole)) if self._packs else self._states(contexts, whole)[0]
 
-        return self._in_batches(contexts.lengths, compute), contexts.mask
+        states = self._in_batches([len(prompt) for prompt in prompts], compute)
+        return states, pad_rows(prompts, self.pad_id, self.device)[1]
 
     def _decode(
         self,
