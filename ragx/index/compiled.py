@@ -1,5 +1,6 @@
 """The encoder's transformer compiled by OpenVINO for this processor: the same vectors but for rounding, sooner."""
 
+import threading
 import warnings
 from typing import Any
 
@@ -18,7 +19,10 @@ _SHAPES = 64
 
 
 class CompiledTransformer(nn.Module):
-    """Stands for a `Transformer` of sentence-transformers, as it was when this was made; for inference only."""
+    """Stands for a `Transformer` of sentence-transformers, as it was when this was made; for inference only.
+
+    It computes a batch on one core, in as many threads at once as torch has.
+    """
 
     def __init__(self, transformer: Transformer, features: dict[str, Any], dtype: torch.dtype) -> None:
         """Trace with an example of `features` and compile for computing in `dtype`.
@@ -32,21 +36,24 @@ class CompiledTransformer(nn.Module):
         wanted = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": torch.get_num_threads(),
             "CPU_RUNTIME_CACHE_CAPACITY": _SHAPES,
         }
         try:
-            traced = _trace(transformer.auto_model, {name: features[name][:2] for name in self._names})
+            traced = _trace(transformer.auto_model, {name: features[name] for name in self._names})
             frontend = FrontEndManager().load_by_framework("pytorch")
             model = frontend.convert(frontend.load(traced))
             self._compiled = openvino.Core().compile_model(model, "CPU", wanted)
+            self._own = threading.local()
         except (RuntimeError, TypeError, AttributeError, OpConversionFailure) as error:
             reason = str(error).strip().splitlines()[-1]
             raise RagxError(f"encoder.backend: openvino: cannot compile this encoder ({reason}); use torch") from error
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         """Add the states `token_embeddings` [N, T, D] to the features."""
-        found = self._compiled([features[name].numpy() for name in self._names])[0]
+        if not hasattr(self._own, "request"):
+            self._own.request = self._compiled.create_infer_request()
+        found = self._own.request.infer([features[name].numpy() for name in self._names])[0]
         return {**features, "token_embeddings": torch.from_numpy(found)}
 
 

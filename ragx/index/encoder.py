@@ -7,6 +7,7 @@ Pooling, prefixes and normalisation are the model's own unless the configuration
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,23 +208,34 @@ class Encoder:
         """Vectors [N, D] of tokenised texts, as `encode` makes them."""
         array = np.empty((len(tokens.texts), self.dimension), dtype=np.float32)
         kind = torch.device(self.device).type
-        with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-            for rows in tokens.batches(batch_tokens):
+        batches = list(tokens.batches(batch_tokens))
+        module = self._module(tokens, dtype) if batches else self.module
+
+        def compute(rows: NDArray[np.int64]) -> None:
+            with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
                 features = {name: _to(value, self.device) for name, value in tokens.rows(rows).items()}
-                array[rows] = self._module(features, dtype)(features)["sentence_embedding"].float().cpu().numpy()
+                array[rows] = module(features)["sentence_embedding"].float().cpu().numpy()
+
+        if self._compile is None:
+            for rows in batches:
+                compute(rows)
+        else:  # a batch a core: together on one they would wait for each other after every layer
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                list(pool.map(compute, batches))
         if not np.isfinite(array).all():
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise RagxError(f"{self.folder}: the encoder's vector of {str(tokens.texts[bad])[:60]!r} is not finite")
         return array
 
-    def _module(self, example: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    def _module(self, example: Tokens, dtype: torch.dtype) -> torch.nn.Module:
         """What computes in `dtype`: the module itself, or one whose first part is compiled."""
         if self._compile is None:
             module: torch.nn.Module = self.module
             return module
         if dtype not in self._compiled:
             transformer, *others = self.module
-            self._compiled[dtype] = torch.nn.Sequential(self._compile(transformer, example, dtype), *others)
+            features = example.rows(np.arange(min(2, len(example.texts))))
+            self._compiled[dtype] = torch.nn.Sequential(self._compile(transformer, features, dtype), *others)
         return self._compiled[dtype]
 
     def read_back(self, text: str) -> str:
