@@ -8,12 +8,14 @@
 ROWS, separated by commas (by default all but the last, in this order):
 
 ragx       the configuration as it stands, with what `--dry-run` said of it
-frozen     nothing trained: BM25, dense and hybrid retrieval before the instruct model
+frozen     nothing trained: BM25, dense and hybrid retrieval before the instruct model, which reads each passage alone
+           (ragx's marginal) or all of them in one prompt
 separate   a contrastively tuned retriever, the index built anew with it, and a generator tuned on gold passages
            (benchmarks.separate_peer): answers from the top passage, by ragx's marginal, and by the marginal with BM25,
-           whose temperature and lexical weight are those that fit the dev questions best.
+           whose temperature and lexical weight are those that fit the dev questions best; and with a generator tuned
+           on all that is retrieved, in one prompt (benchmarks.one_prompt), behind either retrieval.
            The generator may take PASSES times ragx's joint epochs, for it reads one passage a question where ragx
-           reads K, and those in which ragx reads one, too
+           reads K, and those in which ragx reads one, too; with all passages in one prompt it may have as many
 rag        the recipe of transformers' RAG scripts: joint, dense only, raw inner products, no warm-up, all posterior
            mass, all weights of the generator, one learning rate of 3e-5, batches of 8, gradients clipped at 0.1.
            Not theirs: 500 steps of warm-up (a tenth of the steps here), label smoothing, dropout
@@ -40,13 +42,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.common import machine
+from benchmarks.one_prompt import reading_all_at_once, with_hits
 from benchmarks.separate_peer import Lesson, Tuning, lessons_of, tune_generator, tune_retriever
 from benchmarks.transfer_table import NONE, OURS, line_of, markdown, read_rows, stem_of
 from ragx import load_config, stages
@@ -59,10 +64,12 @@ from ragx.evaluation.predictions import write_predictions
 from ragx.models import model_fingerprint
 from ragx.rag.generator import Generator
 from ragx.rag.generators import add_lora
+from ragx.rag.model import RagModel
 from ragx.rag.retriever import Retriever
 from ragx.records import Example, Report
 from ragx.stages.models import MODEL_KIND, compute_dtype, open_index, open_model, pretrained_folders
 from ragx.stages.questions import training_data, training_policy
+from ragx.training.policy import generator_rate
 from ragx.training.warmup import fit_prior, supervise
 
 ALL = "all"
@@ -71,6 +78,7 @@ PASSES = 3
 CONTRASTIVE_EPOCHS = 8
 CONTRASTIVE_RATES = (2e-5, 1e-4)
 SYNTHETIC = 200
+ONE_PROMPT = ("generator.max_input_tokens=2048", "eval.cache=false")
 COMMON = ("eval.metrics=[em, f1, recall@1, recall@5, nll]", "eval.gates={}", "eval.slices=[]", "eval.closed_book=false")
 RAG_RECIPE = (
     "retrieval.mode=dense",
@@ -167,13 +175,19 @@ class Cell:
 
 
 def frozen(cell: Cell) -> None:
-    """The untouched models with three kinds of retrieval."""
-    names = {"lexical": "frozen BM25", "dense": "frozen dense", "hybrid": "frozen hybrid"}
-    for mode, name in names.items():
+    """The untouched models with three kinds of retrieval, and with all passages in one prompt."""
+    rows = {
+        "frozen BM25": ("retrieval.mode=lexical",),
+        "frozen dense": ("retrieval.mode=dense",),
+        "frozen hybrid": ("retrieval.mode=hybrid",),
+        "frozen dense, one prompt": ("retrieval.mode=dense", *ONE_PROMPT),
+        "frozen hybrid, one prompt": ("retrieval.mode=hybrid", *ONE_PROMPT),
+    }
+    for name, own in rows.items():
         if not cell.has(name):
-            config = cell.load("frozen", f"retrieval.mode={mode}")
+            config = cell.load("frozen", *own)
             stages.build_index(config)
-            cell.keep(name, stages.evaluate(config, split="test", which="base"))
+            cell.keep(name, _scored(config, "base", at_once=own[1:] == ONE_PROMPT))
 
 
 def trained(cell: Cell, *, name: str, family: str, overrides: tuple[str, ...] = ()) -> None:
@@ -208,64 +222,84 @@ def ablations(cell: Cell) -> None:
 
 
 def separate(cell: Cell) -> None:
-    """Retriever and generator tuned apart, joined three ways."""
+    """Retriever and generator tuned apart, joined five ways."""
     wanted = {
         "separate, top passage": ("retrieval.mode=dense", "retrieval.top_k=1"),
+        "separate, one prompt": ("retrieval.mode=dense", *ONE_PROMPT),
+        "separate, hybrid, one prompt": ("retrieval.mode=hybrid", *ONE_PROMPT),
         "separate, marginal": ("retrieval.mode=dense",),
         "separate, hybrid marginal": ("retrieval.mode=hybrid",),
     }
     missing = {name: own for name, own in wanted.items() if not cell.has(name)}
-    if not missing:
-        return
     parts = cell.load("separate", "retrieval.mode=dense").run_dir / "parts"
-    facts = _separately_tuned(cell, parts)
     for name, own in missing.items():
+        at_once = own[1:] == ONE_PROMPT
+        retriever = _tuned_apart(cell, parts / "encoder", _tune_retriever)
+        reader = parts / ("generator-one-prompt" if at_once else "generator")
+        generator = _tuned_apart(cell, reader, _tune_generator, *(ONE_PROMPT if at_once else ()))
         config = cell.load("separate-tuned", f"encoder.model={parts.resolve() / 'encoder'}", *own)
         started = time.monotonic()
         stages.build_index(config)
-        if "index_seconds" not in facts:
-            facts |= {"index_seconds": round(time.monotonic() - started, 1)}
-            write_json(parts / "facts.json", facts)
-        _join(config, parts)
-        seconds = float(str(facts["training_seconds"])) + float(str(facts["index_seconds"]))
-        cell.keep(
-            name,
-            stages.evaluate(config, split="test", which="tuned"),
-            **{**facts, "training_seconds": round(seconds, 1)},
+        index = parts / "index.json"
+        if not index.is_file():
+            write_json(index, {"index_seconds": round(time.monotonic() - started, 1)})
+        facts = {**retriever, **generator, **json.loads(index.read_text(encoding="utf-8"))}
+        seconds = sum(facts[f"{part}_seconds"] for part in ("retriever", "generator", "index"))
+        _join(config, parts / "encoder", reader)
+        cell.keep(name, _scored(config, "tuned", at_once=at_once), **facts, training_seconds=round(seconds, 1))
+
+
+def _tuned_apart(cell: Cell, folder: Path, tune: Callable[..., dict[str, Any]], *own: str) -> dict[str, Any]:
+    """Tune a part and save it in `folder`, unless it is there; returns facts about it."""
+    done = folder.with_name(f"{folder.name}.json")
+    if not done.is_file():
+        config = cell.load("separate", "retrieval.mode=dense", *own)
+        stages.build_index(config)
+        model = open_model(config, "base", prepare=_with_lora)
+        train, dev = (
+            _lessons(config, path, model.retriever, model.generator) for path in (config.data.train, config.data.dev)
         )
+        if not train:
+            raise SystemExit(f"{config.data.train}: no training question has a gold passage")
+        if own == ONE_PROMPT:
+            train, dev = with_hits(model.retriever, train), with_hits(model.retriever, dev)
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(
+            done, {"lessons": len(train), **tune(config, model, train, dev[: config.finetune.dev_limit], folder)}
+        )
+    return dict(json.loads(done.read_text(encoding="utf-8")))
 
 
-def _separately_tuned(cell: Cell, parts: Path) -> dict[str, object]:
-    """Tune both parts and save them in `parts`, unless they are there; returns facts about it."""
-    done = parts / "facts.json"
-    if done.is_file():
-        return dict(json.loads(done.read_text(encoding="utf-8")))
-    config = cell.load("separate", "retrieval.mode=dense")
-    stages.build_index(config)
-    started = time.monotonic()
-    model = open_model(config, "base", prepare=_with_lora)
-    train, dev = (
-        _lessons(config, path, model.retriever, model.generator) for path in (config.data.train, config.data.dev)
+def _tune_retriever(
+    config: Config, model: RagModel, train: Sequence[Lesson], dev: Sequence[Lesson], folder: Path
+) -> dict[str, Any]:
+    started, encoder = time.monotonic(), model.retriever.encoder
+    facts = tune_retriever(
+        encoder, train, dev, model.retriever.index.all_passages(), _tunings(config, model.generator, len(train))[0]
     )
-    dev = dev[: config.finetune.dev_limit]
-    if not train:
-        raise SystemExit(f"{config.data.train}: no training question has a gold passage")
-    retriever, generator = _tunings(config, len(train))
-    passages = model.retriever.index.all_passages()
-    facts: dict[str, object] = {"lessons": len(train)}
-    facts |= tune_retriever(model.retriever.encoder, train, dev, passages, retriever)
-    facts |= tune_generator(model.generator, train, dev, generator)
-    shutil.rmtree(parts, ignore_errors=True)
-    model.retriever.encoder.save(parts / "encoder")
-    model.generator.save(parts / "generator")
-    facts["training_seconds"] = round(time.monotonic() - started, 1)
-    write_json(done, facts)
-    return facts
+    encoder.save(folder)
+    return {**facts, "retriever_seconds": round(time.monotonic() - started, 1)}
 
 
-def _tunings(config: Config, questions: int) -> tuple[Tuning, Tuning]:
-    """How retriever and generator are tuned: ragx's own batches, and of the generator's epochs PASSES times as many."""
+def _tune_generator(
+    config: Config, model: RagModel, train: Sequence[Lesson], dev: Sequence[Lesson], folder: Path
+) -> dict[str, Any]:
+    started = time.monotonic()
+    facts = tune_generator(model.generator, train, dev, _tunings(config, model.generator, len(train))[1])
+    model.generator.save(folder)
+    return {**facts, "generator_seconds": round(time.monotonic() - started, 1)}
+
+
+def _scored(config: Config, which: str, *, at_once: bool) -> Report:
+    with reading_all_at_once() if at_once else nullcontext():
+        return stages.evaluate(config, split="test", which=which)
+
+
+def _tunings(config: Config, generator: Generator, questions: int) -> tuple[Tuning, Tuning]:
+    """How retriever and generator are tuned: ragx's own batches and learning rate, and of the generator's epochs PASSES
+    times as many."""
     section, dtype = config.finetune, compute_dtype(config)
+    rate = generator_rate(generator.width, adapted=True) if section.learning_rate == "auto" else section.learning_rate
     epochs = CONTRASTIVE_EPOCHS if section.warmup_epochs == "auto" else section.warmup_epochs
     retriever = Tuning(
         batch_size=section.warmup_batch_size,
@@ -281,13 +315,13 @@ def _tunings(config: Config, questions: int) -> tuple[Tuning, Tuning]:
         min(epochs * math.ceil(questions / section.batch_size), section.max_steps or sys.maxsize)
         for epochs in (chosen.reading_epochs, chosen.epochs)
     )
-    generator = dataclasses.replace(
+    reader = dataclasses.replace(
         retriever,
         batch_size=section.batch_size,
         steps=reading + PASSES * joint,
-        rates=(section.learning_rate,),
+        rates=(rate,),
     )
-    return retriever, generator
+    return retriever, reader
 
 
 def _lessons(config: Config, path: str | None, retriever: Retriever, generator: Generator) -> list[Lesson]:
@@ -305,7 +339,7 @@ def _with_lora(config: Config, retriever: Retriever, generator: Generator) -> No
     add_lora(generator, rank=lora.rank, alpha=lora.alpha)
 
 
-def _join(config: Config, parts: Path) -> None:
+def _join(config: Config, encoder: Path, generator: Path) -> None:
     """The separately tuned parts as a tuned model of ragx, with the prior that fits the dev questions best, or the
     starting one without any: those of the training, learnt by heart, would have it believe too much."""
     retriever = open_model(config, "base").retriever
@@ -320,8 +354,8 @@ def _join(config: Config, parts: Path) -> None:
         "plan": "tuned separately",
     }
     with new_folder(config.run_dir / "model", MODEL_KIND, **facts) as beside:
-        shutil.copytree(parts / "encoder", beside / "question_encoder")
-        shutil.copytree(parts / "generator", beside / "generator")
+        shutil.copytree(encoder, beside / "question_encoder")
+        shutil.copytree(generator, beside / "generator")
 
 
 def _finetuned(config: Config, *, estimate: bool) -> dict[str, object]:

@@ -42,6 +42,7 @@ def run(monkeypatch, capsys):
 
 def test_every_row_is_scored_on_the_same_questions_and_compared(tiny_config, tmp_path, run, monkeypatch, capsys):
     monkeypatch.setattr(transfer, "SYNTHETIC", 3)
+    monkeypatch.setattr(transfer, "ONE_PROMPT", ("generator.max_input_tokens=256", "eval.cache=false"))
     config, out = tiny_config(dtype="bfloat16"), tmp_path / "out"
     more = ("--set", "finetune.synthetic_f1=0.0", "--set", "finetune.max_steps=2", "--out", out)
     lines = run(config, *more, "--rows", "ragx,frozen,separate,rag,corpus", "--questions", "5")
