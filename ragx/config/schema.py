@@ -222,8 +222,10 @@ class Finetune(Section):
     """Training of question encoder and generator on the marginal likelihood, on the training questions and on as many
     `synthetic` ones, written from the corpus; their answers must be reproduced with `synthetic_f1`. In the first
     `reading_epochs` the generator alone learns, from one right passage a question. `max_steps` ends either phase early.
+    `learning_rate: auto` follows from whether adapters or whole weights are trained, and from the model's width.
 
     `train: auto` is question encoder and generator, and the passage encoder where the corpus is small enough for it.
+    Where all questions are statements from the corpus, it is the generator alone, and `warmup_epochs: auto` is 0.
     With `passage_encoder` in `train`, both encoders are one where `tie_encoders` (auto: where they are one model); the
     vectors that the next questions choose between are made anew every `refresh_steps` optimizer steps, and all of them
     once the mean cosine of a sample to its vectors in use falls below `refresh_cosine`.
@@ -244,7 +246,7 @@ class Finetune(Section):
     top_k: Positive | None = None
     posterior_mass: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.99
     gradient_checkpointing: StrictBool = False
-    learning_rate: Rate = 5e-4
+    learning_rate: Literal["auto"] | Rate = "auto"
     retriever_learning_rate: Rate = 1e-5
     prior_learning_rate: Rate = 1e-2
     weight_decay: Annotated[float, Field(ge=0, strict=True)] = 0.01
@@ -389,7 +391,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     try:
         return Config.model_validate(tree, context={"base": path.parent})
     except ValidationError as error:
-        raise ConfigError(*(_explain(problem, places, path) for problem in error.errors())) from None
+        raise ConfigError(*_explained(error.errors(), places, path)) from None
 
 
 def dump_config(config: Config) -> str:
@@ -397,18 +399,30 @@ def dump_config(config: Config) -> str:
     return dump_yaml(config.model_dump(mode="json"))
 
 
-def _explain(problem: Any, places: Places, path: Path) -> str:
+def _explained(problems: Iterable[Any], places: Places, path: Path) -> list[str]:
+    """A line for every key at fault: what each kind of value that it might have had has against it."""
+    reasons: dict[str, list[str]] = {}
+    for problem in problems:
+        where, reason = _explain(problem, places, path)
+        reasons.setdefault(where, []).append(reason)
+    return [
+        f"{where}: {', or '.join([first, *(reason.removeprefix('Input should be ') for reason in others)])}"
+        for where, (first, *others) in reasons.items()
+    ]
+
+
+def _explain(problem: Any, places: Places, path: Path) -> tuple[str, str]:
+    """Place and key at fault, and what is wrong with it."""
     location: Key = tuple(problem["loc"])
     key = next((location[:end] for end in range(len(location), 0, -1) if location[:end] in places), ())
     place = places.get(key, str(path))
+    if problem["type"] == "missing":
+        return f"{place}: {'.'.join(map(str, location))}", "is required"
     reason = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         reason = "unknown key" + _suggest(location)
-    elif problem["type"] == "missing":
-        reason = "is required"
-        return f"{place}: {'.'.join(map(str, location))}: {reason}"
     dotted = ".".join(map(str, key))
-    return f"{place}: {dotted}: {reason}" if dotted else f"{place}: {reason}"
+    return f"{place}: {dotted}" if dotted else place, reason
 
 
 def _suggest(location: Key) -> str:

@@ -142,6 +142,16 @@ class Generator(ABC):
         return self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
 
     @property
+    def is_adapted(self) -> bool:
+        """Whether an adapter wraps the model."""
+        return isinstance(self.model, peft.PeftModel)
+
+    @property
+    def width(self) -> int:
+        """The units of its hidden states."""
+        return int(self.base.get_input_embeddings().weight.shape[1])
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device

@@ -95,11 +95,17 @@ def _decide(config: Config, processes: Processes, dry_run: bool, progress: Progr
     """Read the data, write questions where wanted, choose what is trained how long, and open the models for it."""
     with processes.before_others(processes.is_first_on_host):  # models are fetched, questions written once
         examples, dev = training_data(config)
-        synthetic = synthetic_questions(config, examples, dev, dry_run=dry_run, progress=progress)
-        asked, passages = len(examples) + len(synthetic), open_index(config).passages_count
-        policy = training_policy(config, asked, has_dev=bool(dev), passages=passages)
+        synthetic, statements = synthetic_questions(config, examples, dev, dry_run=dry_run, progress=progress)
+        policy = training_policy(
+            config,
+            len(examples) + len(synthetic),
+            has_dev=bool(dev),
+            passages=open_index(config).passages_count,
+            statements=statements and not examples,
+        )
         config = _with_parts(config, policy)
-        model = open_model(config, "base", prepare=partial(prepare_training, few=policy.few))
+        prepare = partial(prepare_training, few=policy.few, prior_learns=policy.prior_learns)
+        model = open_model(config, "base", prepare=prepare)
     _require_enough_passages(config, model.retriever.index.passages_count)
     synthetic = fitting(synthetic, model.generator, config)
     examples = fitting(examples, model.generator, config)
@@ -109,7 +115,7 @@ def _decide(config: Config, processes: Processes, dry_run: bool, progress: Progr
     if policy.held_out:
         examples, synthetic, dev = hold_out(examples, synthetic, policy.held_out, config)
     examples = [*examples, *synthetic]
-    settings = _train_settings(config, policy)
+    settings = _train_settings(config, policy, model.generator)
     plan = _plan(config, model, examples, dev, settings, synthetic=len(synthetic))
     several = f", by {processes.count} processes" if processes.count > 1 else ""
     log.info("%s", policy.text)
@@ -204,7 +210,8 @@ def _require_enough_passages(config: Config, passages: int) -> None:
         raise ConfigError(f"finetune.top_k: {wanted} passages wanted, the index holds {passages}; lower it")
 
 
-def _train_settings(config: Config, policy: Policy) -> TrainSettings:
+def _train_settings(config: Config, policy: Policy, generator: Generator) -> TrainSettings:
+    from ragx.training.policy import generator_rate
     from ragx.training.settings import TrainSettings
 
     section = config.finetune
@@ -215,6 +222,9 @@ def _train_settings(config: Config, policy: Policy) -> TrainSettings:
     shared = {field.name for field in dataclasses.fields(TrainSettings)} & set(type(section).model_fields)
     values = {name: getattr(section, name) for name in shared}
     values |= {
+        "learning_rate": generator_rate(generator.width, adapted=generator.is_adapted)
+        if section.learning_rate == "auto"
+        else section.learning_rate,
         "epochs": policy.epochs,
         "reading_epochs": policy.reading_epochs,
         "top_k": top_k,
@@ -225,7 +235,9 @@ def _train_settings(config: Config, policy: Policy) -> TrainSettings:
     return TrainSettings(**values)
 
 
-def prepare_training(config: Config, retriever: Retriever, generator: Generator, *, few: bool) -> None:
+def prepare_training(
+    config: Config, retriever: Retriever, generator: Generator, *, few: bool, prior_learns: bool = True
+) -> None:
     """Freeze what is not trained; wrap the generator with LoRA where wanted, or where questions are few."""
     from ragx.rag.causal import CausalGenerator
     from ragx.rag.generators import add_lora, choose_attention
@@ -238,6 +250,8 @@ def prepare_training(config: Config, retriever: Retriever, generator: Generator,
     retriever.question_encoder.requires_grad_("question_encoder" in trained)
     if retriever.passage_encoder is not None:
         retriever.passage_encoder.requires_grad_(True)
+    if not prior_learns:
+        retriever.prior.requires_grad_(False)
     generator.model.requires_grad_("generator" in trained)
     generator.recompute = section.gradient_checkpointing
     generator.label_smoothing = section.label_smoothing
@@ -266,9 +280,10 @@ def _plan(
     def count(prefix: str) -> int:
         return sum(value.numel() for name, value in trainable(model).items() if name.startswith(prefix))
 
-    encoder, passages, generator = map(
-        count, ("retriever.question_encoder", "retriever.passage_encoder", "generator_module")
+    encoder, passages, prior, generator = map(
+        count, ("retriever.question_encoder", "retriever.passage_encoder", "retriever.prior", "generator_module")
     )
+    and_prior = ", and the prior's temperature and lexical weight," if prior else ""
     side = "question encoder"
     if model.retriever.passage_side is not None:
         side = "question and passage encoder, which are one" if config.ties_encoders else "question encoder, "
@@ -278,10 +293,10 @@ def _plan(
     of_them = f" ({synthetic} of them synthetic, written from the corpus)" if synthetic else ""
     text = (
         f"training {encoder / 1e6:.1f}M weights of the {side}, {generator / 1e6:.1f}M of the generator's "
-        f"{model.generator.parameters_count / 1e6:.1f}M, and the prior's temperature and lexical weight, on "
+        f"{model.generator.parameters_count / 1e6:.1f}M{and_prior} on "
         f"{len(examples)} questions{of_them} with {settings.top_k} passages each: {settings.epochs} epochs, "
         f"{steps - reading} steps of {settings.batch_size} questions in "
-        f"{str(settings.dtype).removeprefix('torch.')}{after}, "
+        f"{str(settings.dtype).removeprefix('torch.')}{after}, at a learning rate of {settings.learning_rate:.1e}, "
         f"{len(dev)} dev questions after each epoch"
     )
     index = model.retriever.index

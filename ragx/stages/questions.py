@@ -38,8 +38,11 @@ def training_data(config: Config) -> tuple[list[Example], list[Example]]:
     return examples, dev[: config.finetune.dev_limit]
 
 
-def training_policy(config: Config, questions: int, *, has_dev: bool, passages: int) -> Policy:
-    """What follows from the numbers of training questions and passages."""
+def training_policy(
+    config: Config, questions: int, *, has_dev: bool, passages: int, statements: bool = False
+) -> Policy:
+    """What follows from the numbers of training questions and passages, and from whether all questions are
+    `statements` from the corpus."""
     from ragx.training.policy import choose
 
     section, retrieval = config.finetune, config.retrieval
@@ -51,7 +54,9 @@ def training_policy(config: Config, questions: int, *, has_dev: bool, passages: 
         device=compute_device(config),
         moving=not (over_all or config.has_two_towers or section.cross_fit),
         has_dev=has_dev,
+        statements=statements,
         batch_size=section.batch_size,
+        warmup_epochs=section.warmup_epochs,
         reading_epochs=section.reading_epochs,
         epochs=section.epochs,
         dev_share=section.dev_share,

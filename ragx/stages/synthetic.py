@@ -31,9 +31,9 @@ FORMAT = 1
 
 def synthetic_questions(
     config: Config, examples: Sequence[Example], dev: Sequence[Example], *, dry_run: bool, progress: Progress
-) -> list[Example]:
+) -> tuple[list[Example], bool]:
     """The `finetune.synthetic` questions: those in the run folder where they were written for the same plan, else new
-    ones. A dry run writes none: it gets stand-ins for them.
+    ones; and whether they are statements. A dry run writes none: it gets stand-ins for them.
 
     Raises:
         DataError: the corpus has too few sentences, or no draft was kept.
@@ -42,23 +42,26 @@ def synthetic_questions(
     from ragx.corpus.questions import read_examples
 
     if not config.finetune.synthetic:
-        return []
+        return [], False
     path = config.run_dir / "training" / "synthetic.jsonl"
     taken = [example.question for example in (*examples, *dev, *_test(config))]
     plan = _plan(config, taken)
-    if _plan_of(path) == plan:
+    if (kind := _kind_of(path, plan)) is not None:
         found = read_examples(path)
         log.info("%d synthetic questions from an earlier run: %s", len(found), path)
-        return found
+        return found, kind == "statements"
     if dry_run:
-        log.info("a run would first write %d questions from the corpus to %s", config.finetune.synthetic, path)
-        return [Example(f"synthetic-{n}", "", ("",)) for n in range(1, config.finetune.synthetic + 1)]
+        kind = _settings(config, open_model(config, "base").generator).kind
+        log.info("a run would first write %d %s from the corpus to %s", config.finetune.synthetic, kind, path)
+        stand_ins = [Example(f"synthetic-{n}", "", ("",)) for n in range(1, config.finetune.synthetic + 1)]
+        return stand_ins, kind == "statements"
     with lock(config.run_dir / ".training.lock", "this model"):
-        _write(config, path, plan, taken, progress)
-    return read_examples(path)
+        kind = _write(config, path, plan, taken, progress)
+    return read_examples(path), kind == "statements"
 
 
-def _write(config: Config, path: Path, plan: str, taken: Sequence[str], progress: Progress) -> None:
+def _write(config: Config, path: Path, plan: str, taken: Sequence[str], progress: Progress) -> str:
+    """Write new questions to `path`; returns their kind."""
     from ragx.evaluation.matching import f1
     from ragx.training.synthetic import draw, write_questions
 
@@ -83,6 +86,7 @@ def _write(config: Config, path: Path, plan: str, taken: Sequence[str], progress
     if len(written.examples) < wanted:
         log.warning("the corpus gave only %d of %d synthetic questions", len(written.examples), wanted)
     log.info("synthetic %s: %s; read them in %s", settings.kind, written.summary(), path)
+    return settings.kind
 
 
 def _settings(config: Config, generator: Generator) -> SyntheticSettings:
@@ -138,10 +142,11 @@ def _plan(config: Config, taken: Sequence[str]) -> str:
     return fingerprint(facts)
 
 
-def _plan_of(path: Path) -> str | None:
-    """The plan for which the questions in `path` were written, None where there are none."""
+def _kind_of(path: Path, plan: str) -> str | None:
+    """The kind of the questions in `path`, None where there are none or they were written for another plan."""
     try:
-        return str(json.loads(_plan_path(path).read_text(encoding="utf-8"))["plan"]) if path.is_file() else None
+        facts = json.loads(_plan_path(path).read_text(encoding="utf-8"))
+        return str(facts["kind"]) if path.is_file() and facts["plan"] == plan else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 

@@ -87,14 +87,15 @@ def _warm_up(
 def lesson(
     config: Config, model: RagModel, examples: Sequence[Example], dev: Sequence[Example]
 ) -> tuple[list[Supervised], list[Supervised], WarmupSettings] | None:
-    """What the retriever's warm-up learns from and how, where one is wanted: no epochs where only the prior learns."""
+    """What the retriever's warm-up learns from and how, where one is wanted and anything of the retriever learns: no
+    epochs where only the prior does."""
     from ragx.training.warmup import WarmupSettings, supervise
 
     section = config.finetune
     epochs = WARMUP_EPOCHS if section.warmup_epochs == "auto" else section.warmup_epochs
-    if not epochs:
-        return None
     retriever = model.retriever
+    if not epochs or not any(weight.requires_grad for weight in retriever.parameters()):
+        return None
     encoders_learn = any(weight.requires_grad for side in retriever.encoders() for weight in side.parameters())
     passages = retriever.index.all_passages()
     settings = WarmupSettings(

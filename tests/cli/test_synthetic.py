@@ -98,7 +98,7 @@ def test_a_bad_line_of_the_reader_is_named(cli, indexed, finetuned, tmp_path):
 def test_a_dry_run_writes_none(indexed, finetuned, tmp_path):
     done, told = finetuned(indexed(finetune=FREE, **ALONE), "--dry-run")
     assert (done["questions"], done["synthetic_questions"], done["steps"]) == (6, 6, 2)
-    assert "would first write 6 questions" in told and not kept(tmp_path).exists()
+    assert "would first write 6 statements" in told and not kept(tmp_path).exists()
 
 
 @pytest.mark.parametrize(

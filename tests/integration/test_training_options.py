@@ -75,10 +75,12 @@ def test_too_few_questions_train_to_the_end_and_say_so(training):
 
 
 def test_few_questions_train_adapters_of_a_small_encoder_decoder(training):
-    config, *_ = training("few", generator="t5", lora="auto")
+    config, _, log = training("few", generator="t5", lora="auto", learning_rate="auto")
     assert (config.run_dir / "model" / "generator" / "adapter_config.json").is_file()
-    config, *_ = training("whole", generator="t5", lora=False)
+    assert any("at a learning rate of 1.0e-03" in line for line in log)
+    config, _, log = training("whole", generator="t5", lora=False, learning_rate="auto")
     assert not (config.run_dir / "model" / "generator" / "adapter_config.json").exists()
+    assert any("at a learning rate of 1.0e-04" in line for line in log)
 
 
 @pytest.mark.parametrize("kind", ["causal", "bart", "t5"])

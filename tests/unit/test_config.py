@@ -133,6 +133,7 @@ def test_unknown_key_like_no_other_lists_the_known(load):
         pytest.param(f"seed: {'1' * 5000}", id="seed: 5000 digits"),
         "finetune: {learning_rate: fast}",
         "finetune: {learning_rate: 1e999}",
+        "finetune: {lora: fast}",
         "finetune: {weight_decay: .nan}",
         "finetune: {weight_decay: '0.1'}",
         "eval: {bootstrap: '1000'}",
@@ -151,6 +152,12 @@ def test_unknown_key_like_no_other_lists_the_known(load):
 def test_wrong_type_or_value(load, text):
     (problem,) = problems(load, LEAST + text + "\n")
     assert problem.startswith(":3:")
+
+
+def test_all_that_a_key_may_be_stands_in_one_line(load):
+    assert problems(load, LEAST + "finetune: {learning_rate: fast}\n") == [
+        ":3:12: finetune.learning_rate: Input should be 'auto', or a valid number"
+    ]
 
 
 @pytest.mark.parametrize(

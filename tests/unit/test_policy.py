@@ -2,7 +2,7 @@
 
 import pytest
 
-from ragx.training.policy import choose
+from ragx.training.policy import choose, generator_rate
 
 AUTO = {
     "parts": None,
@@ -10,7 +10,9 @@ AUTO = {
     "device": "cpu",
     "moving": True,
     "has_dev": False,
+    "statements": False,
     "batch_size": 16,
+    "warmup_epochs": "auto",
     "reading_epochs": "auto",
     "epochs": "auto",
     "dev_share": "auto",
@@ -61,6 +63,45 @@ def test_passages_learn_where_they_are_few_and_a_dev_set_watches(changed, learns
     assert ("passage_encoder" in found.parts) is learns
     assert told in found.text
     assert bool(told) is ("encoder" in found.text)
+
+
+QUESTION_SIDE = ("question_encoder", "generator")
+BOTH_SIDES = ("question_encoder", "passage_encoder", "generator")
+
+
+@pytest.mark.parametrize(
+    ("changed", "parts", "prior_learns"),
+    [
+        ({}, ("generator",), False),
+        ({"has_dev": True}, ("generator",), False),
+        ({"moving": False}, ("generator",), False),
+        ({"warmup_epochs": 0}, ("generator",), False),
+        ({"parts": ("generator",)}, ("generator",), False),
+        ({"cross_fit": 4, "moving": False}, ("generator",), False),
+        ({"warmup_epochs": 2}, BOTH_SIDES, True),
+        ({"warmup_epochs": 2, "parts": ("generator",)}, ("generator",), True),
+        ({"parts": QUESTION_SIDE}, QUESTION_SIDE, True),
+        ({"parts": QUESTION_SIDE, "warmup_epochs": 0}, QUESTION_SIDE, True),
+        ({"parts": ("question_encoder",)}, ("question_encoder",), True),
+        ({"statements": False}, BOTH_SIDES, True),
+        ({"statements": False, "parts": ("generator",)}, ("generator",), True),
+    ],
+)
+def test_statements_teach_the_generator_alone_unless_more_is_asked_for(changed, parts, prior_learns):
+    found = choose(400, **{**AUTO, "statements": True, **changed})
+    assert (found.parts, found.prior_learns) == (parts, prior_learns)
+    assert ("the generator alone learns, for statements share their words" in found.text) is not prior_learns
+    if not prior_learns:
+        assert found.folds == 0 and "encoder" not in found.text and "folds" not in found.text
+        rest = choose(400, **{**AUTO, **changed})
+        assert (found.reading_epochs, found.epochs, found.held_out, found.few) == (2, 1, rest.held_out, rest.few)
+
+
+@pytest.mark.parametrize(
+    ("width", "adapted", "rate"), [(64, True, 1e-3), (576, True, 1e-3), (1152, True, 5e-4), (768, False, 7.5e-5)]
+)
+def test_the_learning_rate_falls_with_the_width_and_is_less_for_whole_weights(width, adapted, rate):
+    assert generator_rate(width, adapted=adapted) == pytest.approx(rate)
 
 
 def test_the_line_says_what_was_chosen_and_why():
