@@ -186,11 +186,12 @@ class Generator(Section):
 class Rag(Section):
     """The marginal, its decoding and the generator's input; `checkpoint` names a transformers RAG checkpoint: both
     towers at once. `input_format: auto` is transformers' own where there is a checkpoint, else `generator.prompt`. With
-    `null_passage` the answer without any passage is one more term of the marginal."""
+    `null_passage` the answer without any passage is one more term of the marginal. `decoding: thorough` answers with
+    the likeliest of the texts in all beams, `mbr` with the one that is expected to share most with the others."""
 
     checkpoint: ModelReference | None = None
     marginal: Literal["sequence", "token"] = "sequence"
-    decoding: Literal["thorough", "fast"] = "thorough"
+    decoding: Literal["thorough", "fast", "mbr"] = "thorough"
     num_beams: Positive = 1
     input_format: Literal["auto", "prompt", "transformers"] = "auto"
     truncation: Literal["passage", "end"] = "passage"

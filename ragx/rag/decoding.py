@@ -2,10 +2,13 @@
 
 Every (question, passage) prompt runs through the model once. RAG-Token decodes on the marginal of every step.
 RAG-Sequence takes each passage's best texts as candidates and then either scores each under all passages
-("thorough") or counts only the passages whose beam holds it ("fast"; Lewis et al. 2020, section 2.5).
+("thorough") or counts only the passages whose beam holds it ("fast"; Lewis et al. 2020, section 2.5). Of the candidates
+the likeliest is the answer, or the one that is expected to overlap most with the others ("mbr").
 """
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +39,16 @@ class Candidate:
     text: str
     ids: tuple[int, ...]
     known: dict[int, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A candidate with its log p(y|x), and the posterior of its K passages, [K] and after each token [K, T]."""
+
+    candidate: Candidate
+    total: float
+    posterior: Tensor
+    by_token: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +84,8 @@ def decode(
     questions, k = log_prior.shape
     if marginal == "token":
         found = beam_search(generator, state, log_prior, num_beams, stream if num_beams == questions == 1 else None)
-        held = [[_held(best[:1], column) for column in range(k)] for best in found]
+        kept = num_beams if decoding == "mbr" else 1
+        held = [[_held(best[:kept], column) for column in range(k)] for best in found]
     else:
         alone = torch.zeros((questions * k, 1), device=log_prior.device)
         beams = [_held(beam, 0) for beam in beam_search(generator, state, alone, num_beams)]
@@ -83,8 +97,11 @@ def decode(
             texts = [_fast_best(generator, own, log_prior[row])]
         of_row = [_candidate(generator, text, own) for text in texts]
         first = state.log_probs[row * k : (row + 1) * k]
-        candidates.append(of_row if len(of_row) == 1 else _hopeful(of_row, own, log_prior[row], first))
-    return _rescore(generator, state, log_prior, candidates, marginal)
+        all_count = decoding == "mbr" or len(of_row) == 1
+        candidates.append(of_row if all_count else _hopeful(of_row, own, log_prior[row], first))
+    scored = _rescore(generator, state, log_prior, candidates, marginal)
+    best = [_of_least_risk(each) if decoding == "mbr" else max(each, key=lambda one: one.total) for each in scored]
+    return [_decoded(generator, each) for each in best]
 
 
 def _held(beam: Beam, column: int) -> Held:
@@ -128,28 +145,43 @@ def _fast_best(generator: Generator, held: list[Held], log_prior: Tensor) -> str
     return max(totals, key=lambda text: float(totals[text]))
 
 
+def _of_least_risk(scored: Sequence[Scored]) -> Scored:
+    """The candidate of most expected overlap with the answer, were the candidates all there are: of minimum Bayes risk
+    (Kumar and Byrne 2004). Overlap is the F1 of tokens, whatever their order; ties to the first."""
+    weights: list[float] = torch.softmax(torch.tensor([one.total for one in scored]), dim=0).tolist()
+    bags = [Counter(one.candidate.ids) for one in scored]
+
+    def expected(bag: Counter[int]) -> float:
+        overlaps = [2 * (bag & other).total() / (bag.total() + other.total()) for other in bags]
+        return math.fsum(weight * overlap for weight, overlap in zip(weights, overlaps, strict=True))
+
+    return max(zip(map(expected, bags), scored, strict=True), key=lambda pair: pair[0])[1]
+
+
 def _rescore(
     generator: Generator, state: State, log_prior: Tensor, candidates: list[list[Candidate]], marginal: str
-) -> list[Decoded]:
-    """The candidate with the largest log p(y|x) of each question under all its passages; ties to the first."""
-    best: list[Decoded | None] = [None] * len(candidates)
+) -> list[list[Scored]]:
+    """The candidates of each question with their log p(y|x) under all its passages."""
+    scored: list[list[Scored]] = [[] for _ in candidates]
     for slot in range(max(map(len, candidates))):
         rows = [number for number, own in enumerate(candidates) if slot < len(own)]
         chosen = [candidates[row][slot] for row in rows]
         prior = log_prior[rows]
         log_probs, mask = _token_log_probs(generator, state, rows, chosen, prior)
         totals = log_likelihood(marginal, prior, log_probs, mask)
-        posteriors, by_token = _posteriors(marginal, prior, log_probs, mask)
-        found = zip(rows, chosen, totals.tolist(), posteriors.tolist(), by_token.tolist(), strict=True)
-        for row, candidate, total, posterior, columns in found:
+        posteriors, by_token = (part.cpu() for part in _posteriors(marginal, prior, log_probs, mask))
+        for place, (row, total) in enumerate(zip(rows, totals.tolist(), strict=True)):
             if math.isnan(total):
                 raise RagxError(NO_NUMBER)
-            standing = best[row]
-            if standing is None or total > standing.log_probability:
-                tokens = tuple(generator.tokenizer.decode([token]) for token in candidate.ids)
-                of_tokens = tuple(zip(*(column[: len(tokens)] for column in columns), strict=True))
-                best[row] = Decoded(candidate.text, total, tokens, tuple(posterior), of_tokens)
-    return [decoded for decoded in best if decoded is not None]
+            scored[row].append(Scored(chosen[place], total, posteriors[place], by_token[place]))
+    return scored
+
+
+def _decoded(generator: Generator, scored: Scored) -> Decoded:
+    ids = scored.candidate.ids
+    tokens = tuple(generator.tokenizer.decode([token]) for token in ids)
+    by_token = tuple(zip(*(column[: len(ids)] for column in scored.by_token.tolist()), strict=True))
+    return Decoded(scored.candidate.text, scored.total, tokens, tuple(scored.posterior.tolist()), by_token)
 
 
 def _token_log_probs(

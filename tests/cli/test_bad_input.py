@@ -527,7 +527,13 @@ def test_question_whose_vector_is_not_finite(cli, indexed, spoiled, kind, mode, 
 
 @pytest.mark.parametrize(
     "flags",
-    [[], ["--json"], ["--set", "rag.marginal=token"], ["--set", "rag.decoding=fast", "--set", "rag.num_beams=2"]],
+    [
+        [],
+        ["--json"],
+        ["--set", "rag.marginal=token"],
+        ["--set", "rag.decoding=fast", "--set", "rag.num_beams=2"],
+        ["--set", "rag.decoding=mbr", "--set", "rag.num_beams=2"],
+    ],
 )
 def test_answer_whose_probability_is_not_finite(cli, indexed, spoiled, flags):
     config = indexed(spoiled("generator"))

@@ -20,6 +20,7 @@ def _datasets():
         ({"retrieval": {"mode": "lexical"}}, "retrieval.mode: lexical"),
         ({"retrieval": {"mode": "dense", "prior": "corpus"}}, "retrieval.prior: corpus"),
         ({"rag": {"input_format": "transformers", "decoding": "fast"}}, "rag.decoding: fast"),
+        ({"rag": {"input_format": "transformers", "decoding": "mbr"}}, "rag.decoding: mbr"),
         ({"rag": {"input_format": "prompt"}}, "rag.input_format: prompt"),
     ],
 )

@@ -297,6 +297,42 @@ def test_thorough_decoding_is_exhaustive_search_of_the_marginal(kind, seed, lett
             assert tuple(generator.fitting_ids(answers[row].text)) == sequences[int(totals.argmax())]
 
 
+def overlap(one, other):
+    """F1 of two token sequences, counted by crossing off."""
+    left = list(other)
+    common = sum(1 for token in one if token in left and (left.remove(token) is None))
+    return 2 * common / (len(one) + len(other))
+
+
+@pytest.mark.parametrize("kind", ["bart", "phi"])
+@pytest.mark.parametrize("marginal", ["sequence", "token"])
+def test_mbr_decoding_finds_the_text_of_most_expected_overlap(kind, marginal, letter_generator):
+    """Every text is a candidate, so that the expectation is over all of them."""
+    others = 0
+    for seed in range(6):
+        generator, sequences = letter_generator(kind, seed), every_sequence(3)
+        pairs = letter_problem(seed + 50, 2, 3)
+        prior = log_prior(torch.randn((2, 3), generator=torch.Generator().manual_seed(seed)) * 2)
+        options = {"marginal": marginal, "num_beams": 13}
+        with torch.no_grad():
+            state = generator.start(pairs)
+            answers = decode(generator, state, prior, decoding="mbr", **options)
+            likeliest = decode(generator, state, prior, decoding="thorough", **options)
+            for row in range(2):
+                table, mask = scored(generator, pairs[3 * row : 3 * row + 3], sequences)
+                totals = log_likelihood(marginal, prior[row].expand(len(sequences), 3), table, mask)
+                weights = totals.softmax(-1).tolist()
+                expected = {
+                    ids: sum(w * overlap(ids, other) for w, other in zip(weights, sequences, strict=True))
+                    for ids in sequences
+                }
+                found = tuple(generator.fitting_ids(answers[row].text))
+                assert expected[found] == pytest.approx(max(expected.values()), abs=1e-5)
+                assert answers[row].log_probability == pytest.approx(float(totals[sequences.index(found)]), abs=2e-5)
+                others += answers[row].text != likeliest[row].text
+    assert others
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_a_beam_wider_than_the_vocabulary(seed, letter_generator):
     """Fewer continuations than beams is no reason to fail: the first step has one row of V tokens."""
