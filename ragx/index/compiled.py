@@ -31,6 +31,7 @@ class CompiledTransformer(nn.Module):
             RagxError: OpenVINO cannot compile this model.
         """
         super().__init__()
+        self._of_thread = threading.local()
         self._names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in features]
         precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
         wanted = {
@@ -44,16 +45,15 @@ class CompiledTransformer(nn.Module):
             frontend = FrontEndManager().load_by_framework("pytorch")
             model = frontend.convert(frontend.load(traced))
             self._compiled = openvino.Core().compile_model(model, "CPU", wanted)
-            self._own = threading.local()
         except (RuntimeError, TypeError, AttributeError, OpConversionFailure) as error:
             reason = str(error).strip().splitlines()[-1]
             raise RagxError(f"encoder.backend: openvino: cannot compile this encoder ({reason}); use torch") from error
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         """Add the states `token_embeddings` [N, T, D] to the features."""
-        if not hasattr(self._own, "request"):
-            self._own.request = self._compiled.create_infer_request()
-        found = self._own.request.infer([features[name].numpy() for name in self._names])[0]
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._compiled.create_infer_request()
+        found = self._of_thread.request.infer([features[name].numpy() for name in self._names])[0]
         return {**features, "token_embeddings": torch.from_numpy(found)}
 
 

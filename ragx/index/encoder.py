@@ -207,9 +207,10 @@ class Encoder:
     def encode_tokens(self, tokens: Tokens, *, batch_tokens: int, dtype: torch.dtype) -> Vectors:
         """Vectors [N, D] of tokenised texts, as `encode` makes them."""
         array = np.empty((len(tokens.texts), self.dimension), dtype=np.float32)
-        kind = torch.device(self.device).type
-        batches = list(tokens.batches(batch_tokens))
-        module = self._module(tokens, dtype) if batches else self.module
+        if not tokens.texts:
+            return array
+        kind, module = torch.device(self.device).type, self._module(tokens, dtype)
+        batches = tokens.batches(batch_tokens)
 
         def compute(rows: NDArray[np.int64]) -> None:
             with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):

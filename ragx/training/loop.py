@@ -96,7 +96,7 @@ class _Joint:
         self.folder, self.plan, self.processes = folder, plan, processes
         self.reading_steps, self.total = settings.reading_steps(len(examples)), settings.steps(len(examples))
         self.retrieval = TrainingRetrieval(examples, settled, settings.distractors, settings.seed)
-        self.optimizer, self.schedule = optimizer_of(model, settings, self.total)
+        self.optimizer, self.schedule = optimizer_of(model, settings, self.reading_steps, self.total)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.position = Position()
         self.tracker = _tracker(model, settings, folder) if settings.tracker else None
@@ -278,15 +278,21 @@ class _Joint:
         problem = watch.alarm(start, monitor, self.settings.top_k)
         if problem is not None:
             return f"dev: {problem}"
-        if self.position.best_nll is not None and monitor.nll_per_token >= self.position.best_nll:
-            joint = self.position.step > self.reading_steps  # what comes after reading may mend what it spoilt
-            self.position = dataclasses.replace(self.position, bad_epochs=self.position.bad_epochs + joint)
-        else:
-            now, nll = self.position, monitor.nll_per_token
-            self.position = dataclasses.replace(now, best_nll=nll, best_step=now.step, bad_epochs=0)
-            self._save(self._best)
+        amid_reading = 0 < self.position.step < self.reading_steps
+        if not amid_reading:  # learning rates are high there: such weights answer worse than their loss would tell
+            self._keep_best(monitor.nll_per_token)
         self._show_answers()
         return None
+
+    def _keep_best(self, nll: float) -> None:
+        """Keep the weights where they are the best so far."""
+        now = self.position
+        if now.best_nll is not None and nll >= now.best_nll:
+            joint = now.step > self.reading_steps  # what comes after reading may mend what it spoilt
+            self.position = dataclasses.replace(now, bad_epochs=now.bad_epochs + joint)
+        else:
+            self.position = dataclasses.replace(now, best_nll=nll, best_step=now.step, bad_epochs=0)
+            self._save(self._best)
 
     def _roll_back(self, problem: str, *, fatal: bool = False) -> None:
         """Bring back the best weights (the last checkpoint's, without a dev set) and halve the learning rates; when no

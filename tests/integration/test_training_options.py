@@ -1,5 +1,7 @@
 """Options of the training: a dev set where there is none, cross-fitted passages, smoothed labels and the others."""
 
+import dataclasses
+import itertools
 import json
 import math
 
@@ -159,6 +161,21 @@ def test_in_the_first_epochs_each_question_is_read_with_its_right_passage_alone(
     train = read_metrics(config.run_dir)
     assert all(line["p_gold"] == 1.0 and line["kept"] == 1.0 for line in train[:3])
     assert any(line["p_gold"] < 1.0 for line in train[3:])
+
+
+@pytest.mark.parametrize(("best", "kept"), [(0, 0), (3, 9), (6, 9), (9, 9), (12, 12)])
+def test_weights_amid_reading_are_none_to_keep(best, kept, training, read_metrics, monkeypatch):
+    """Three epochs of reading and one more, of three steps each: the dev loss is least after `best` steps, then after
+    the end of reading."""
+    looks, own = itertools.count(), loop.dev_monitor
+
+    def look(*given):
+        step = 3 * next(looks)
+        return dataclasses.replace(own(*given), nll_per_token=1.0 if step == best else 1.01 if step == 9 else 1.02)
+
+    monkeypatch.setattr(loop, "dev_monitor", look)
+    _, done, _ = training("amid", reading_epochs=3, epochs=1)
+    assert (done["steps"], done["best_step"]) == (12, kept)
 
 
 def test_passages_learn_by_default_where_they_are_few(training, monkeypatch):
