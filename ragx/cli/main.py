@@ -93,7 +93,7 @@ def run() -> NoReturn:
         code = app(standalone_mode=False, prog_name="ragx")
         sys.stdout.flush()
     except UsageError as error:
-        _fail(f"{error.format_message()} See: ragx --help")
+        _fail(f"{error.format_message().replace('Value error, ', '')} See: ragx --help")
     except RagxError as error:
         _fail(str(error))
     except _CarriedError as carried:

@@ -21,7 +21,7 @@ QUESTION_SIDE: tuple[Part, ...] = ("question_encoder", "generator")
 BOTH_SIDES: tuple[Part, ...] = ("question_encoder", "passage_encoder", "generator")
 FEW = 300
 """Questions below which only adapters of the generator are trained."""
-READING, JOINT, JOINT_ALONE = (2, 30), (1, 10), (3, 30)
+READING, JOINT, JOINT_ALONE = (2, 20), (1, 10), (3, 30)
 """Least epochs and steps of reading, of joint training after it, and of joint training alone."""
 MOST_EPOCHS = 10
 PASSAGES_UP_TO = {"cpu": 5_000, "cuda": 100_000}

@@ -911,3 +911,10 @@ def test_check_holds_no_control_characters(cli, tiny_config, tiny_corpus, flags)
     done = cli("check", *flags, "-c", tiny_config())
     assert done.code == 0
     assert raw(done.out + done.err) == []
+
+
+def test_a_split_that_is_none(cli, tiny_config):
+    refused(
+        cli("eval", "--split", "tets", "-c", tiny_config()),
+        "Invalid value for '--split': 'tets' is not one of 'auto', 'train', 'dev', 'test'. See: ragx --help",
+    )

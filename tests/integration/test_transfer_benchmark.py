@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import ragx
+from ragx import build_index, load_config
 from ragx.records import Example, Passage
+from ragx.stages.models import open_model
 
 ROOT = Path(ragx.__file__).parents[1]
 if not (ROOT / "benchmarks").is_dir():
@@ -15,6 +17,7 @@ if not (ROOT / "benchmarks").is_dir():
 sys.path.append(str(ROOT))
 
 from benchmarks import transfer  # noqa: E402
+from benchmarks.one_prompt import OnePrompt, with_hits  # noqa: E402
 from benchmarks.separate_peer import Lesson, distinct_batches  # noqa: E402
 from benchmarks.transfer_table import NAMES, Row, differences, markdown, read_rows, stem_of  # noqa: E402
 
@@ -119,6 +122,29 @@ def test_rows_are_read_back_in_order_of_questions(tmp_path):
         line = json.dumps({"id": "q0", "scores": dict.fromkeys(METRICS, 1.0)})
         (tmp_path / f"{stem}.predictions.jsonl").write_text(f"{line}\n", encoding="utf-8")
     assert [found.questions for found in read_rows(tmp_path)] == ["0", "100", "500", "all"]
+
+
+def test_one_prompt_holds_all_hits_and_in_training_the_right_one(tiny_config):
+    config = load_config(tiny_config(retrieval={"top_k": 3}))
+    build_index(config)
+    model = open_model(config, "base")
+    read, ids = [], model.generator.template.ids
+    model.generator.template.ids = lambda passage, question: read.append(passage.text) or ids(passage, question)
+    answered = OnePrompt(model.retriever, model.generator, model.marginal).answer(
+        ["Who lights the kiln?"], decoding="thorough", num_beams=1, references=["Marta Veld"]
+    )
+    (hits,) = model.retriever(["Who lights the kiln?"]).passages
+    assert len(set(read)) == 1 and all(hit.text in read[0] for hit in hits)
+    assert answered.decoded[0].posterior == (1.0,)
+
+    passages = model.retriever.index.all_passages()
+    last = model.retriever(["Who lights the kiln?"], len(passages)).passages[0][-1]
+    lessons = [
+        Lesson(Example("q", "Who lights the kiln?", ("x",)), right, (right.number,)) for right in (hits[1], last)
+    ]
+    found, mended = (lesson.passage.text for lesson in with_hits(model.retriever, lessons))
+    assert all(hit.text in found for hit in hits)
+    assert hits[1].text in mended and last.text in mended and hits[2].text not in mended
 
 
 def test_no_batch_holds_a_passage_that_is_right_for_another_question():

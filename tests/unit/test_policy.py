@@ -24,10 +24,10 @@ AUTO = {
     ("questions", "changed", "expected"),
     [
         (12, {}, (10, 10, 0, 0, True)),
-        (39, {}, (10, 4, 0, 0, True)),
-        (40, {}, (10, 4, 6, 0, True)),
-        (100, {}, (5, 2, 15, 0, True)),
-        (100, {"has_dev": True}, (5, 2, 0, 0, True)),
+        (39, {}, (7, 4, 0, 0, True)),
+        (40, {}, (7, 4, 6, 0, True)),
+        (100, {}, (4, 2, 15, 0, True)),
+        (100, {"has_dev": True}, (3, 2, 0, 0, True)),
         (299, {}, (2, 1, 45, 0, True)),
         (300, {}, (2, 1, 45, 0, False)),
         (5000, {}, (2, 1, 200, 0, False)),
@@ -109,7 +109,7 @@ def test_the_line_says_what_was_chosen_and_why():
     assert "\n" not in text
     for part in ("100 training questions are few", "LoRA", "15 of them held out", "4 folds"):
         assert part in text
-    assert "5 epochs on one right passage each; at most 2 joint epochs" in text
+    assert "4 epochs on one right passage each; at most 2 joint epochs" in text
     assert "right passage" not in choose(100, **{**AUTO, "reading_epochs": 0}).text
     assert "none held out" in choose(12, **AUTO).text
     assert "the dev set says" in choose(1000, **{**AUTO, "has_dev": True}).text
