@@ -81,7 +81,7 @@ def test_finetune_and_ask(shipped, read_metrics):
                      "finetune.lora=false")  # fmt: skip
     build_index(config)
     before = ask(config, "Who lights the kiln?")
-    assert finetune(config)["steps"] == 30 + 18  # of reading, and joint
+    assert finetune(config)["steps"] == 21 + 18  # of reading, and joint
     train = read_metrics(config.run_dir)
     assert train[-1]["nll_per_token"] < 0.8 * train[0]["nll_per_token"]
     after = ask(config, "Who lights the kiln?")
