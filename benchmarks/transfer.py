@@ -275,7 +275,7 @@ def _tune_retriever(
 ) -> dict[str, Any]:
     started, encoder = time.monotonic(), model.retriever.encoder
     facts = tune_retriever(
-        encoder, train, dev, model.retriever.index.all_passages(), _tunings(config, model.generator, len(train))[0]
+        encoder, train, dev, model.retriever.index.all_passages(), _retriever_tuning(config, len(train))
     )
     encoder.save(folder)
     return {**facts, "retriever_seconds": round(time.monotonic() - started, 1)}
@@ -285,7 +285,7 @@ def _tune_generator(
     config: Config, model: RagModel, train: Sequence[Lesson], dev: Sequence[Lesson], folder: Path
 ) -> dict[str, Any]:
     started = time.monotonic()
-    facts = tune_generator(model.generator, train, dev, _tunings(config, model.generator, len(train))[1])
+    facts = tune_generator(model.generator, train, dev, _generator_tuning(config, model.generator, len(train)))
     model.generator.save(folder)
     return {**facts, "generator_seconds": round(time.monotonic() - started, 1)}
 
@@ -295,33 +295,35 @@ def _scored(config: Config, which: str, *, at_once: bool) -> Report:
         return stages.evaluate(config, split="test", which=which)
 
 
-def _tunings(config: Config, generator: Generator, questions: int) -> tuple[Tuning, Tuning]:
-    """How retriever and generator are tuned: ragx's own batches and learning rate, and of the generator's epochs PASSES
-    times as many."""
-    section, dtype = config.finetune, compute_dtype(config)
-    rate = generator_rate(generator.width, adapted=True) if section.learning_rate == "auto" else section.learning_rate
+def _retriever_tuning(config: Config, questions: int) -> Tuning:
+    """How the retriever is tuned: in ragx's own batches of its warm-up."""
+    section = config.finetune
     epochs = CONTRASTIVE_EPOCHS if section.warmup_epochs == "auto" else section.warmup_epochs
-    retriever = Tuning(
+    return Tuning(
         batch_size=section.warmup_batch_size,
         steps=epochs * math.ceil(questions / section.warmup_batch_size),
         rates=CONTRASTIVE_RATES,
         weight_decay=section.weight_decay,
         patience=section.patience,
         seed=config.seed,
-        dtype=dtype,
+        dtype=compute_dtype(config),
     )
+
+
+def _generator_tuning(config: Config, generator: Generator, questions: int) -> Tuning:
+    """How the generator is tuned: ragx's own batches and learning rate, and PASSES times as many of its epochs."""
+    section = config.finetune
     chosen = training_policy(config, questions, has_dev=True, passages=open_index(config).passages_count)
     reading, joint = (
         min(epochs * math.ceil(questions / section.batch_size), section.max_steps or sys.maxsize)
         for epochs in (chosen.reading_epochs, chosen.epochs)
     )
-    reader = dataclasses.replace(
-        retriever,
+    return dataclasses.replace(
+        _retriever_tuning(config, questions),
         batch_size=section.batch_size,
         steps=reading + PASSES * joint,
-        rates=(rate,),
+        rates=(generator_rate(section.learning_rate, width=generator.width, adapted=True),),
     )
-    return retriever, reader
 
 
 def _lessons(config: Config, path: str | None, retriever: Retriever, generator: Generator) -> list[Lesson]:

@@ -166,7 +166,7 @@ class Generator(ABC):
         wrapper: Any = self.model
         with saving(folder):
             wrapper.save_pretrained(folder)
-            if wrapper is self.base:
+            if not self.is_adapted:
                 self.tokenizer.save_pretrained(folder)
 
     @property

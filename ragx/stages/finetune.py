@@ -222,9 +222,7 @@ def _train_settings(config: Config, policy: Policy, generator: Generator) -> Tra
     shared = {field.name for field in dataclasses.fields(TrainSettings)} & set(type(section).model_fields)
     values = {name: getattr(section, name) for name in shared}
     values |= {
-        "learning_rate": generator_rate(generator.width, adapted=generator.is_adapted)
-        if section.learning_rate == "auto"
-        else section.learning_rate,
+        "learning_rate": generator_rate(section.learning_rate, width=generator.width, adapted=generator.is_adapted),
         "epochs": policy.epochs,
         "reading_epochs": policy.reading_epochs,
         "top_k": top_k,

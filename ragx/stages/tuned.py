@@ -58,7 +58,7 @@ def write_model(config: Config, model: RagModel, plan: dict[str, Any], position:
     """`model/`: both parts, the prior, and what they were made from."""
     from ragx.models import model_fingerprint
 
-    adapter = model.generator.model is not model.generator.base
+    adapter = model.generator.is_adapted
     facts: dict[str, object] = {
         "ragx": version("ragx"),
         "mode": config.retrieval.mode,

@@ -107,8 +107,10 @@ def choose(
     return Policy(trained, not alone, reading, joint, held_out, folds, few, "; ".join(part for part in told if part))
 
 
-def generator_rate(width: int, *, adapted: bool) -> float:
-    """The generator's learning rate when `learning_rate: auto`, for a model of `width` hidden units."""
+def generator_rate(wanted: Literal["auto"] | float, *, width: int, adapted: bool) -> float:
+    """The generator's learning rate: the wanted one, or what follows from its `width` in hidden units."""
+    if wanted != "auto":
+        return wanted
     return (ADAPTER_RATE if adapted else WHOLE_RATE) * min(1.0, AT_WIDTH / width)
 
 

@@ -101,7 +101,8 @@ def test_statements_teach_the_generator_alone_unless_more_is_asked_for(changed, 
     ("width", "adapted", "rate"), [(64, True, 1e-3), (576, True, 1e-3), (1152, True, 5e-4), (768, False, 7.5e-5)]
 )
 def test_the_learning_rate_falls_with_the_width_and_is_less_for_whole_weights(width, adapted, rate):
-    assert generator_rate(width, adapted=adapted) == pytest.approx(rate)
+    assert generator_rate("auto", width=width, adapted=adapted) == pytest.approx(rate)
+    assert generator_rate(3e-4, width=width, adapted=adapted) == 3e-4
 
 
 def test_the_line_says_what_was_chosen_and_why():
