@@ -1,0 +1,179 @@
+"""What the retriever gains before the generator is touched: recall of the untouched one against the warmed-up one.
+
+    python -m benchmarks.warmup CONFIG --out FOLDER [--rows ROWS] [--questions 500] [--seed 13,14,15]
+                                [--set KEY=VALUE] ...
+
+ROWS, separated by commas (by default all but the last):
+
+prior           temperature and lexical weight fitted to the training questions, the encoder as it is
+question side   the warm-up of `ragx finetune` with the passages' vectors as they are
+both sides      the warm-up of the encoder on questions and passages, all of which are then encoded anew
+ragx            what a whole training has left in FOLDER by `benchmarks.transfer --rows ragx`
+
+Training questions are those that `benchmarks.transfer` draws. Judged are the test questions and, where there are any,
+the training questions that were not drawn, which may be many more. Recall@k is the share of gold documents among those
+of the first k passages; a question's scores are averaged over the seeds that judge it before questions are resampled.
+One JSON line a row and kind of question, with its paired difference to the untouched retriever.
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import machine
+from benchmarks.transfer import Cell
+from ragx import load_config, stages
+from ragx.cli.common import start_log
+from ragx.corpus.questions import read_examples
+from ragx.evaluation.significance import Bootstrap, difference, sample
+from ragx.evaluation.statistic import mean
+from ragx.rag.retriever import Retriever
+from ragx.records import Example, no_progress
+from ragx.stages.finetune import prepare_training
+from ragx.stages.models import compute_device, open_model
+from ragx.stages.questions import training_data
+from ragx.stages.warmup import settle
+from ragx.training import refresh
+from ragx.training.processes import Processes
+from ragx.training.warmup import fit_prior, supervise
+
+CUTS = (1, 5, 20)
+UNTOUCHED, PRIOR, TRAINED = "untouched", "prior", "ragx"
+PARTS = {
+    UNTOUCHED: "[question_encoder, generator]",
+    PRIOR: "[question_encoder, generator]",
+    "question side": "[question_encoder, generator]",
+    "both sides": "[question_encoder, passage_encoder, generator]",
+    TRAINED: "auto",
+}
+AT_ONCE = 32
+WHOLE = 2.0
+"""A cosine that no vector reaches: all passages are encoded anew."""
+Scores = dict[str, dict[str, tuple[float, ...]]]
+"""Recall at each of CUTS by question, by what is judged."""
+
+
+def retrieved(cell: Cell, row: str) -> tuple[Retriever, float]:
+    """The retriever of a row, and the seconds that its training took."""
+    if row == TRAINED:
+        return open_model(cell.load("ragx"), "tuned").retriever, 0.0
+    config = cell.load("warmup", f"finetune.train={PARTS[row]}")
+    stages.build_index(config)
+    torch.manual_seed(config.seed)
+    model = open_model(config, "base", prepare=partial(prepare_training, few=True))
+    train, dev = training_data(config)
+    started, retriever = time.monotonic(), model.retriever
+    if row == PRIOR:
+        fit_prior(retriever, supervise(train, retriever.index.all_passages()))
+    elif row != UNTOUCHED:
+        settle(config, model, train, dev, folds=0, reads=False, progress=no_progress)
+    if retriever.passage_side is not None:
+        processes = Processes(compute_device(config))
+        refresh.refresh(retriever, processes, [train[0].question], 1, whole_below=WHOLE, seed=config.seed)
+    return retriever, time.monotonic() - started
+
+
+def judged(cell: Cell) -> dict[str, list[Example]]:
+    """The questions with gold documents that nothing was trained on."""
+    config, whole = cell.load("warmup"), load_config(cell.path, cell.overrides)
+    drawn = {example.id for example in read_examples(_named(config.data.train), config.data.on_error)}
+    found = {
+        "test": read_examples(_named(config.data.test), config.data.on_error),
+        "training, not drawn": [
+            example
+            for example in read_examples(_named(whole.data.train), config.data.on_error)
+            if example.id not in drawn
+        ],
+    }
+    with_gold = {name: [example for example in examples if example.doc_ids] for name, examples in found.items()}
+    return {name: examples for name, examples in with_gold.items() if examples}
+
+
+@torch.no_grad()
+def recalls(retriever: Retriever, examples: Sequence[Example]) -> dict[str, tuple[float, ...]]:
+    """Recall at each of CUTS by question."""
+    found = {}
+    k = min(max(CUTS), retriever.index.passages_count)
+    for start in range(0, len(examples), AT_ONCE):
+        part = examples[start : start + AT_ONCE]
+        for example, row in zip(part, retriever([e.question for e in part], k).passages, strict=True):
+            documents, gold = [passage.document_id for passage in row], set(example.doc_ids)
+            found[example.id] = tuple(len(gold & set(documents[:cut])) / len(gold) for cut in CUTS)
+    return found
+
+
+def compared(before: Sequence[Scores], after: Sequence[Scores], what: str) -> dict[str, Any]:
+    """Recall before and after, averaged over the seeds that judge a question, and the paired difference."""
+    then, now = _averaged(before, what), _averaged(after, what)
+    figures: dict[str, Any] = {"n": len(then)}
+    for place, cut in enumerate(CUTS):
+        sides = [mean([scores[q][place] for q in then]) for scores in (then, now)]
+        statistics = {"before": sides[0], "after": sides[1], "change": difference(*sides)}
+        sampled = sample(statistics, len(then), Bootstrap(1000, 0.95, 13))
+        change = sampled["change"].interval(0.95)
+        figures[f"recall@{cut}"] = {
+            "before": round(sampled["before"].value, 4),
+            "after": round(sampled["after"].value, 4),
+            "change": [round(value, 4) for value in (change.value, change.low, change.high)],
+        }
+    return figures
+
+
+def _averaged(seeds: Sequence[Scores], what: str) -> dict[str, list[float]]:
+    by_question: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    for scores in seeds:
+        for question, values in scores[what].items():
+            by_question[question].append(values)
+    return {q: [sum(column) / len(column) for column in zip(*by_question[q], strict=True)] for q in sorted(by_question)}
+
+
+def _named(path: str | None) -> str:
+    if path is None:
+        raise SystemExit("the configuration needs data.train and data.test")
+    return path
+
+
+def _scores(cell: Cell, row: str) -> tuple[Scores, dict[str, Any]]:
+    retriever, seconds = retrieved(cell, row)
+    found = {what: recalls(retriever, examples) for what, examples in judged(cell).items()}
+    return found, {"seconds": round(seconds, 1), **retriever.prior.values()}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="a configuration of ragx")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of runs")
+    parser.add_argument("--questions", default="500", help="training questions, or all")
+    parser.add_argument("--seed", type=lambda text: [int(seed) for seed in text.split(",")], default=[13])
+    parser.add_argument("--rows", type=lambda text: text.split(","), default=[r for r in PARTS if r != TRAINED][1:])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every row")
+    options = parser.parse_args(arguments)
+    if unknown := [row for row in options.rows if row not in PARTS or row == UNTOUCHED]:
+        parser.error(f"--rows {unknown[0]}: known are {', '.join(list(PARTS)[1:])}")
+    return options
+
+
+def main() -> None:
+    """Print one JSON line a row and kind of question."""
+    options = parse()
+    start_log(False, False)
+    cells = [Cell(options.config, options.out, options.questions, seed, tuple(options.set)) for seed in options.seed]
+    before = [_scores(cell, UNTOUCHED)[0] for cell in cells]
+    for row in options.rows:
+        after, facts = zip(*(_scores(cell, row) for cell in cells), strict=True)
+        for what in after[0]:
+            line = {"set": cells[0].domain, "questions": options.questions, "seeds": options.seed, "row": row}
+            line |= {"judged": what, **compared(before, after, what), "runs": list(facts), "machine": machine()}
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""`python -m benchmarks.warmup`: retrieval alone, on test questions and on training questions that were not drawn."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ragx
+
+ROOT = Path(ragx.__file__).parents[1]
+if not (ROOT / "benchmarks").is_dir():
+    pytest.skip("benchmarks are not part of an installed ragx", allow_module_level=True)
+sys.path.append(str(ROOT))
+
+from benchmarks import warmup  # noqa: E402
+from benchmarks.transfer import Cell  # noqa: E402
+
+TEST, REST = "test", "training, not drawn"
+
+
+def test_every_row_is_judged_on_questions_it_was_not_trained_on(tiny_config, tmp_path, monkeypatch, capsys):
+    arguments = [tiny_config(), "--out", tmp_path / "out", "--questions", "5", "--seed", "13,14"]
+    monkeypatch.setattr("sys.argv", ["warmup", *map(str, arguments)])
+    warmup.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    assert [(line["row"], line["judged"]) for line in lines] == [
+        (row, judged) for row in ("prior", "question side", "both sides") for judged in (TEST, REST)
+    ]
+    cells = [Cell(tiny_config(), tmp_path / "out", "5", seed) for seed in (13, 14)]
+    rest = [{example.id for example in warmup.judged(cell)[REST]} for cell in cells]
+    drawn = [{row["id"] for row in map(json.loads, _train(cell).read_text("utf-8").splitlines())} for cell in cells]
+    assert all(len(ids) == 5 and not ids & judged for ids, judged in zip(drawn, rest, strict=True))
+    assert {line["n"] for line in lines if line["judged"] == REST} == {len(rest[0] | rest[1])}
+    assert {line["n"] for line in lines if line["judged"] == TEST} == {4}
+    assert all(len(line["runs"]) == 2 for line in lines)
+
+
+def _train(cell):
+    return Path(cell.load("warmup").data.train)
+
+
+def test_with_both_sides_all_passages_are_encoded_anew(tiny_config, tmp_path):
+    keep_last = {"data": {"dev": None}, "finetune": {"warmup_learning_rate": 1e-2}}
+    cell = Cell(tiny_config(**keep_last), tmp_path / "out", "5", 13)
+    untouched, _ = warmup.retrieved(cell, "untouched")
+    retriever, _ = warmup.retrieved(cell, "both sides")
+    index, encoder = retriever.index, retriever.passage_side
+    now = encoder.encode_passages(index.all_passages(), batch_tokens=512)
+    np.testing.assert_allclose(index.all_vectors(), now, atol=1e-5)
+    assert not np.allclose(index.all_vectors(), untouched.index.all_vectors(), atol=1e-5)
+
+
+def test_a_question_that_two_seeds_judge_counts_once():
+    before = [{TEST: {"a": (0.0, 0.0, 1.0), "b": (0.0, 1.0, 1.0)}}, {TEST: {"a": (1.0, 1.0, 1.0)}}]
+    after = [{TEST: {"a": (1.0, 1.0, 1.0), "b": (0.0, 1.0, 1.0)}}, {TEST: {"a": (1.0, 1.0, 1.0)}}]
+    found = warmup.compared(before, after, TEST)
+    assert found["n"] == 2
+    assert (found["recall@1"]["before"], found["recall@1"]["after"]) == (0.25, 0.5)
+    assert found["recall@20"]["change"] == [0.0, 0.0, 0.0]
+
+
+def test_an_unknown_row_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        warmup.parse(["ragx.yaml", "--out", "there", "--rows", "reranker"])
+    assert "reranker" in capsys.readouterr().err
