@@ -45,14 +45,8 @@ from ragx.training.processes import Processes
 from ragx.training.warmup import fit_prior, supervise
 
 CUTS = (1, 5, 20)
-UNTOUCHED, PRIOR, TRAINED = "untouched", "prior", "ragx"
-PARTS = {
-    UNTOUCHED: "[question_encoder, generator]",
-    PRIOR: "[question_encoder, generator]",
-    "question side": "[question_encoder, generator]",
-    "both sides": "[question_encoder, passage_encoder, generator]",
-    TRAINED: "auto",
-}
+UNTOUCHED, PRIOR, QUESTION_SIDE, BOTH_SIDES, TRAINED = "untouched", "prior", "question side", "both sides", "ragx"
+ROWS = (PRIOR, QUESTION_SIDE, BOTH_SIDES, TRAINED)
 AT_ONCE = 32
 WHOLE = 2.0
 """A cosine that no vector reaches: all passages are encoded anew."""
@@ -64,7 +58,8 @@ def retrieved(cell: Cell, row: str) -> tuple[Retriever, float]:
     """The retriever of a row, and the seconds that its training took."""
     if row == TRAINED:
         return open_model(cell.load("ragx"), "tuned").retriever, 0.0
-    config = cell.load("warmup", f"finetune.train={PARTS[row]}")
+    sides = "question_encoder, passage_encoder" if row == BOTH_SIDES else "question_encoder"
+    config = cell.load("warmup", f"finetune.train=[{sides}, generator]")
     stages.build_index(config)
     torch.manual_seed(config.seed)
     model = open_model(config, "base", prepare=partial(prepare_training, few=True))
@@ -153,11 +148,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the folder of runs")
     parser.add_argument("--questions", default="500", help="training questions, or all")
     parser.add_argument("--seed", type=lambda text: [int(seed) for seed in text.split(",")], default=[13])
-    parser.add_argument("--rows", type=lambda text: text.split(","), default=[r for r in PARTS if r != TRAINED][1:])
+    parser.add_argument("--rows", type=lambda text: text.split(","), default=list(ROWS[:-1]))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every row")
     options = parser.parse_args(arguments)
-    if unknown := [row for row in options.rows if row not in PARTS or row == UNTOUCHED]:
-        parser.error(f"--rows {unknown[0]}: known are {', '.join(list(PARTS)[1:])}")
+    if unknown := [row for row in options.rows if row not in ROWS]:
+        parser.error(f"--rows {unknown[0]}: known are {', '.join(ROWS)}")
     return options
 
 
