@@ -20,11 +20,12 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.common import machine
@@ -37,19 +38,16 @@ from ragx.evaluation.statistic import mean
 from ragx.rag.retriever import Retriever
 from ragx.records import Example, no_progress
 from ragx.stages.finetune import prepare_training
-from ragx.stages.models import compute_device, open_model
+from ragx.stages.models import open_model
 from ragx.stages.questions import training_data
 from ragx.stages.warmup import settle
 from ragx.training import refresh
-from ragx.training.processes import Processes
 from ragx.training.warmup import fit_prior, supervise
 
 CUTS = (1, 5, 20)
 UNTOUCHED, PRIOR, QUESTION_SIDE, BOTH_SIDES, TRAINED = "untouched", "prior", "question side", "both sides", "ragx"
 ROWS = (PRIOR, QUESTION_SIDE, BOTH_SIDES, TRAINED)
 AT_ONCE = 32
-WHOLE = 2.0
-"""A cosine that no vector reaches: all passages are encoded anew."""
 Scores = dict[str, dict[str, tuple[float, ...]]]
 """Recall at each of CUTS by question, by what is judged."""
 
@@ -61,7 +59,6 @@ def retrieved(cell: Cell, row: str) -> tuple[Retriever, float]:
     sides = "question_encoder, passage_encoder" if row == BOTH_SIDES else "question_encoder"
     config = cell.load("warmup", f"finetune.train=[{sides}, generator]")
     stages.build_index(config)
-    torch.manual_seed(config.seed)
     model = open_model(config, "base", prepare=partial(prepare_training, few=True))
     train, dev = training_data(config)
     started, retriever = time.monotonic(), model.retriever
@@ -70,8 +67,8 @@ def retrieved(cell: Cell, row: str) -> tuple[Retriever, float]:
     elif row != UNTOUCHED:
         settle(config, model, train, dev, folds=0, reads=False, progress=no_progress)
     if retriever.passage_side is not None:
-        processes = Processes(compute_device(config))
-        refresh.refresh(retriever, processes, [train[0].question], 1, whole_below=WHOLE, seed=config.seed)
+        passages = retriever.index.all_passages()
+        retriever.replace_vectors(np.arange(len(passages)), refresh.encode(retriever, passages))
     return retriever, time.monotonic() - started
 
 
@@ -135,9 +132,9 @@ def _named(path: str | None) -> str:
     return path
 
 
-def _scores(cell: Cell, row: str) -> tuple[Scores, dict[str, Any]]:
+def _scores(cell: Cell, row: str, questions: Mapping[str, Sequence[Example]]) -> tuple[Scores, dict[str, Any]]:
     retriever, seconds = retrieved(cell, row)
-    found = {what: recalls(retriever, examples) for what, examples in judged(cell).items()}
+    found = {what: recalls(retriever, examples) for what, examples in questions.items()}
     return found, {"seconds": round(seconds, 1), **retriever.prior.values()}
 
 
@@ -161,9 +158,11 @@ def main() -> None:
     options = parse()
     start_log(False, False)
     cells = [Cell(options.config, options.out, options.questions, seed, tuple(options.set)) for seed in options.seed]
-    before = [_scores(cell, UNTOUCHED)[0] for cell in cells]
+    questions = [judged(cell) for cell in cells]
+    before = [_scores(cell, UNTOUCHED, asked)[0] for cell, asked in zip(cells, questions, strict=True)]
     for row in options.rows:
-        after, facts = zip(*(_scores(cell, row) for cell in cells), strict=True)
+        scored = [_scores(cell, row, asked) for cell, asked in zip(cells, questions, strict=True)]
+        after, facts = zip(*scored, strict=True)
         for what in after[0]:
             line = {"set": cells[0].domain, "questions": options.questions, "seeds": options.seed, "row": row}
             line |= {"judged": what, **compared(before, after, what), "runs": list(facts), "machine": machine()}
