@@ -231,22 +231,28 @@ def separate(cell: Cell) -> None:
         "separate, hybrid marginal": ("retrieval.mode=hybrid",),
     }
     missing = {name: own for name, own in wanted.items() if not cell.has(name)}
-    parts = cell.load("separate", "retrieval.mode=dense").run_dir / "parts"
     for name, own in missing.items():
         at_once = own[1:] == ONE_PROMPT
-        retriever = _tuned_apart(cell, parts / "encoder", _tune_retriever)
-        reader = parts / ("generator-one-prompt" if at_once else "generator")
-        generator = _tuned_apart(cell, reader, _tune_generator, *(ONE_PROMPT if at_once else ()))
-        config = cell.load("separate-tuned", f"encoder.model={parts.resolve() / 'encoder'}", *own)
-        started = time.monotonic()
-        stages.build_index(config)
-        index = parts / "index.json"
-        if not index.is_file():
-            write_json(index, {"index_seconds": round(time.monotonic() - started, 1)})
-        facts = {**retriever, **generator, **json.loads(index.read_text(encoding="utf-8"))}
+        config, facts = retriever_apart(cell, *own)
+        encoder = Path(config.encoder.model)
+        reader = encoder.with_name("generator-one-prompt" if at_once else "generator")
+        facts |= _tuned_apart(cell, reader, _tune_generator, *(ONE_PROMPT if at_once else ()))
         seconds = sum(facts[f"{part}_seconds"] for part in ("retriever", "generator", "index"))
-        _join(config, parts / "encoder", reader)
+        _join(config, encoder, reader)
         cell.keep(name, _scored(config, "tuned", at_once=at_once), **facts, training_seconds=round(seconds, 1))
+
+
+def retriever_apart(cell: Cell, *own: str) -> tuple[Config, dict[str, Any]]:
+    """The configuration whose encoder is the retriever tuned apart, its index built with it, and facts about both."""
+    parts = cell.load("separate", "retrieval.mode=dense").run_dir / "parts"
+    facts = _tuned_apart(cell, parts / "encoder", _tune_retriever)
+    config = cell.load("separate-tuned", f"encoder.model={parts.resolve() / 'encoder'}", *own)
+    started = time.monotonic()
+    stages.build_index(config)
+    index = parts / "index.json"
+    if not index.is_file():
+        write_json(index, {"index_seconds": round(time.monotonic() - started, 1)})
+    return config, facts | json.loads(index.read_text(encoding="utf-8"))
 
 
 def _tuned_apart(cell: Cell, folder: Path, tune: Callable[..., dict[str, Any]], *own: str) -> dict[str, Any]:

@@ -1,19 +1,21 @@
 """What the retriever gains before the generator is touched: recall of the untouched one against the warmed-up one.
 
     python -m benchmarks.warmup CONFIG --out FOLDER [--rows ROWS] [--questions 500] [--seed 13,14,15]
-                                [--set KEY=VALUE] ...
+                                [--against ROW] [--set KEY=VALUE] ...
 
-ROWS, separated by commas (by default all but the last):
+ROWS, separated by commas (by default the first three after `untouched`):
 
+untouched       hybrid retrieval as it is before any training
 prior           temperature and lexical weight fitted to the training questions, the encoder as it is
 question side   the warm-up of `ragx finetune` with the passages' vectors as they are
 both sides      the warm-up of the encoder on questions and passages, all of which are then encoded anew
+separate        what is tuned without ragx: the contrastive dense retriever of `benchmarks.transfer --rows separate`
 ragx            what a whole training has left in FOLDER by `benchmarks.transfer --rows ragx`
 
 Training questions are those that `benchmarks.transfer` draws. Judged are the test questions and, where there are any,
 the training questions that were not drawn, which may be many more. Recall@k is the share of gold documents among those
 of the first k passages; a question's scores are averaged over the seeds that judge it before questions are resampled.
-One JSON line a row and kind of question, with its paired difference to the untouched retriever.
+One JSON line a row and kind of question, with its paired difference to the row of `--against`, by default `untouched`.
 """
 
 import argparse
@@ -29,7 +31,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import machine
-from benchmarks.transfer import Cell
+from benchmarks.transfer import Cell, retriever_apart
 from ragx import load_config, stages
 from ragx.cli.common import start_log
 from ragx.corpus.questions import read_examples
@@ -45,8 +47,9 @@ from ragx.training import refresh
 from ragx.training.warmup import fit_prior, supervise
 
 CUTS = (1, 5, 20)
-UNTOUCHED, PRIOR, QUESTION_SIDE, BOTH_SIDES, TRAINED = "untouched", "prior", "question side", "both sides", "ragx"
-ROWS = (PRIOR, QUESTION_SIDE, BOTH_SIDES, TRAINED)
+UNTOUCHED, PRIOR, QUESTION_SIDE, BOTH_SIDES = "untouched", "prior", "question side", "both sides"
+SEPARATE, TRAINED = "separate", "ragx"
+ROWS = (UNTOUCHED, PRIOR, QUESTION_SIDE, BOTH_SIDES, SEPARATE, TRAINED)
 AT_ONCE = 32
 Scores = dict[str, dict[str, tuple[float, ...]]]
 """Recall at each of CUTS by question, by what is judged."""
@@ -56,6 +59,9 @@ def retrieved(cell: Cell, row: str) -> tuple[Retriever, float]:
     """The retriever of a row, and the seconds that its training took."""
     if row == TRAINED:
         return open_model(cell.load("ragx"), "tuned").retriever, 0.0
+    if row == SEPARATE:
+        config, facts = retriever_apart(cell, "retrieval.mode=dense")
+        return open_model(config, "base").retriever, facts["retriever_seconds"] + facts["index_seconds"]
     sides = "question_encoder, passage_encoder" if row == BOTH_SIDES else "question_encoder"
     config = cell.load("warmup", f"finetune.train=[{sides}, generator]")
     stages.build_index(config)
@@ -145,7 +151,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the folder of runs")
     parser.add_argument("--questions", default="500", help="training questions, or all")
     parser.add_argument("--seed", type=lambda text: [int(seed) for seed in text.split(",")], default=[13])
-    parser.add_argument("--rows", type=lambda text: text.split(","), default=list(ROWS[:-1]))
+    parser.add_argument("--rows", type=lambda text: text.split(","), default=list(ROWS[1:4]))
+    parser.add_argument("--against", choices=ROWS, default=UNTOUCHED, help="the row that differences are taken from")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every row")
     options = parser.parse_args(arguments)
     if unknown := [row for row in options.rows if row not in ROWS]:
@@ -159,12 +166,13 @@ def main() -> None:
     start_log(False, False)
     cells = [Cell(options.config, options.out, options.questions, seed, tuple(options.set)) for seed in options.seed]
     questions = [judged(cell) for cell in cells]
-    before = [_scores(cell, UNTOUCHED, asked)[0] for cell, asked in zip(cells, questions, strict=True)]
+    before = [_scores(cell, options.against, asked)[0] for cell, asked in zip(cells, questions, strict=True)]
     for row in options.rows:
         scored = [_scores(cell, row, asked) for cell, asked in zip(cells, questions, strict=True)]
         after, facts = zip(*scored, strict=True)
         for what in after[0]:
-            line = {"set": cells[0].domain, "questions": options.questions, "seeds": options.seed, "row": row}
+            line = {"set": cells[0].domain, "questions": options.questions, "seeds": options.seed}
+            line |= {"row": row, "against": options.against}
             line |= {"judged": what, **compared(before, after, what), "runs": list(facts), "machine": machine()}
             print(json.dumps(line), flush=True)
 

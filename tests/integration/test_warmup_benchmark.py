@@ -18,16 +18,18 @@ from benchmarks import warmup  # noqa: E402
 from benchmarks.transfer import Cell  # noqa: E402
 
 TEST, REST = "test", "training, not drawn"
+ROWS = ("prior", "question side", "both sides", "separate")
 
 
 def test_every_row_is_judged_on_questions_it_was_not_trained_on(tiny_config, tmp_path, monkeypatch, capsys):
     arguments = [tiny_config(), "--out", tmp_path / "out", "--questions", "5", "--seed", "13,14"]
+    arguments += ["--rows", ",".join(ROWS), "--against", "question side"]
     monkeypatch.setattr("sys.argv", ["warmup", *map(str, arguments)])
     warmup.main()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     assert [(line["row"], line["judged"]) for line in lines] == [
-        (row, judged) for row in ("prior", "question side", "both sides") for judged in (TEST, REST)
+        (row, judged) for row in ROWS for judged in (TEST, REST)
     ]
     cells = [Cell(tiny_config(), tmp_path / "out", "5", seed) for seed in (13, 14)]
     rest = [{example.id for example in warmup.judged(cell)[REST]} for cell in cells]
@@ -36,6 +38,8 @@ def test_every_row_is_judged_on_questions_it_was_not_trained_on(tiny_config, tmp
     assert {line["n"] for line in lines if line["judged"] == REST} == {len(rest[0] | rest[1])}
     assert {line["n"] for line in lines if line["judged"] == TEST} == {4}
     assert all(len(line["runs"]) == 2 for line in lines)
+    assert all(line["against"] == "question side" for line in lines)
+    assert all(line["recall@1"]["change"] == [0.0] * 3 for line in lines if line["row"] == "question side")
 
 
 def _train(cell):
