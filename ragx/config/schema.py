@@ -145,7 +145,10 @@ class Index(Section):
 
 
 class Retrieval(Section):
-    """What p(z|x) is made of: s = dense / temperature + lexical_weight * lexical, over `top_k` or the whole corpus."""
+    """What p(z|x) is made of: s = dense / temperature + lexical_weight * lexical, over `top_k` or the whole corpus.
+
+    With `rerank: N` the first N hits are weighed anew by what the generator makes of the question after each of them.
+    """
 
     mode: Literal["dense", "lexical", "hybrid"] = "hybrid"
     top_k: Positive = 5
@@ -153,11 +156,19 @@ class Retrieval(Section):
     temperature: Literal["auto"] | Rate = "auto"
     lexical_weight: Literal["auto"] | Annotated[float, Field(ge=0, strict=True)] = "auto"
     prior: Literal["topk", "corpus"] = "topk"
+    rerank: Annotated[int, Field(ge=0, strict=True)] = 0
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> Self:
         if self.candidates < self.top_k:
             raise ValueError(f"candidates ({self.candidates}) must be at least top_k ({self.top_k})")
+        if self.rerank and not self.top_k <= self.rerank <= self.candidates:
+            raise ValueError(
+                f"rerank ({self.rerank}) must be 0, or lie between top_k ({self.top_k}) and candidates "
+                f"({self.candidates})"
+            )
+        if self.rerank and self.prior == "corpus":
+            raise ValueError("prior: corpus weighs all passages, rerank only the first hits; say prior: topk")
         return self
 
 

@@ -130,13 +130,16 @@ def _answer(
         questions,
         decoding=how.decoding,
         num_beams=how.num_beams,
-        retrieval=model.retriever.first(deep, model.retriever.settings.top_k),
+        retrieval=model.retriever.first(deep, model.width),
         references=references,
     )
     seconds = retrieving + (time.monotonic() - started) / len(examples)
     alone = _closed_book(model, questions, references) if how.closed_book else None
+    ranked = deep.passages
+    if model.rerank is not None:
+        ranked = [[*new, *old[model.width :]] for new, old in zip(answered.hits.passages, ranked, strict=True)]
     return [
-        _prediction(example, row, deep.passages[row], answered, seconds, None if alone is None else alone[row])
+        _prediction(example, row, ranked[row], answered, seconds, None if alone is None else alone[row])
         for row, example in enumerate(examples)
     ]
 

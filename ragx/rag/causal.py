@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ragx.rag.generator import Generator, Pair, pad_rows
-from ragx.rag.prompts import continuation_ids
+from ragx.rag.prompts import PromptTemplate, continuation_ids
 from ragx.rag.state import Layers, State, cache_of, joined, layers_of
+from ragx.records import Passage
 
 
 class CausalGenerator(Generator):
@@ -34,11 +35,12 @@ class CausalGenerator(Generator):
 
         return compute
 
-    def start(self, pairs: Sequence[Pair]) -> State:
+    def start(self, pairs: Sequence[Pair], *, weigh: bool = False) -> State:
         prompts = [self.template.ids(passage, question) for question, passage in pairs]
+        asked = [self._asked(passage, question) for question, passage in pairs] if weigh else []
         attention = pad_rows(prompts, self.pad_id, self.device, left=True)[1]
         batches = self._batches([len(prompt) for prompt in prompts])
-        parts, last = [], []
+        parts, last, likely = [], [], []
         for rows in batches:
             ids, mask = pad_rows([prompts[row] for row in rows], self.pad_id, self.device, left=True)
             positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -51,6 +53,9 @@ class CausalGenerator(Generator):
             )
             parts.append(layers_of(output.past_key_values))
             last.append(output.last_hidden_state[:, -1])
+            if weigh:
+                before = [ids.shape[1] - len(prompts[row]) + len(asked[row][0]) - 1 for row in rows]
+                likely.append(self._question(output.last_hidden_state, before, [asked[row][1] for row in rows]))
         length = attention.shape[1]
         places = torch.tensor([row for rows in batches for row in rows], device=self.device).argsort()
         return State(
@@ -59,7 +64,18 @@ class CausalGenerator(Generator):
             filled=length,
             attention=attention,
             positions=attention.long().sum(-1),
+            question=torch.cat(likely)[places] if weigh else None,
         )
+
+    def _question(self, hidden: Tensor, before: Sequence[int], questions: Sequence[Sequence[int]]) -> Tensor:
+        """log p [n] of questions within the texts behind hidden states [n, L, H], each after its place `before`."""
+        gold, mask = self._answers(questions)
+        places = torch.tensor(before, device=self.device).unsqueeze(-1) + torch.arange(
+            gold.shape[1], device=self.device
+        )
+        states = hidden.take_along_dim(places.clamp(max=hidden.shape[1] - 1).unsqueeze(-1), dim=1)
+        found = self._gold(states[mask], gold[mask])
+        return torch.zeros(gold.shape, device=self.device).masked_scatter(mask, found).sum(-1)
 
     def advance(self, state: State, tokens: Tensor) -> State:
         hidden, layers, attention = self._continue(state, tokens.unsqueeze(-1))
@@ -86,6 +102,14 @@ class CausalGenerator(Generator):
             use_cache=True,
         )
         return output.last_hidden_state, layers_of(output.past_key_values), attention
+
+    @property
+    def writes_questions(self) -> bool:
+        return isinstance(self.template, PromptTemplate) and self.template.asks_last
+
+    def _asked(self, passage: Passage, question: str) -> tuple[list[int], list[int]]:
+        assert isinstance(self.template, PromptTemplate)
+        return self.template.before_question(passage, question)
 
     def _plain_answer_ids(self, answer: str) -> list[int]:
         return continuation_ids(self.tokenizer, answer, after_space=self.template.ends_with_space)

@@ -80,6 +80,27 @@ class Generator(ABC):
         found = self._gold(hidden[mask], gold[mask])
         return torch.zeros(gold.shape, device=self.device).masked_scatter(mask, found), mask
 
+    def question_log_probs(self, pairs: Sequence[Pair]) -> Tensor:
+        """log p(x|z) in nats of N questions after their passages, [N] in float32 (Sachan et al. 2022, equation 2, but
+        summed over the question's tokens)."""
+        prompts, questions = map(
+            list, zip(*(self._asked(passage, question) for question, passage in pairs), strict=True)
+        )
+        gold, mask = self._answers(questions)
+        lengths = [len(prompt) + len(question) for prompt, question in zip(prompts, questions, strict=True)]
+        hidden = self._in_batches(lengths, self._before_answers(prompts, questions))
+        found = self._gold(hidden[mask], gold[mask])
+        return torch.zeros(gold.shape, device=self.device).masked_scatter(mask, found).sum(-1)
+
+    @abstractmethod
+    def _asked(self, passage: Passage, question: str) -> tuple[list[int], list[int]]:
+        """A prompt without its question, and the question's ids as the model would write them after it."""
+
+    @property
+    @abstractmethod
+    def writes_questions(self) -> bool:
+        """Whether the prompt lets p(x|z) be computed."""
+
     @abstractmethod
     def _before_answers(
         self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]
@@ -97,8 +118,8 @@ class Generator(ABC):
         return Embedded(table(ids), mask, [len(row) for row in rows])
 
     @abstractmethod
-    def start(self, pairs: Sequence[Pair]) -> State:
-        """Run N prompts through the model."""
+    def start(self, pairs: Sequence[Pair], *, weigh: bool = False) -> State:
+        """Run N prompts through the model; with `weigh` also what `question_log_probs` says of them."""
 
     @abstractmethod
     def advance(self, state: State, tokens: Tensor) -> State:

@@ -18,7 +18,9 @@ from ragx.rag.marginal import (
     token_posterior,
     with_null,
 )
+from ragx.rag.rerank import Rerank, question_log_probs, reordered
 from ragx.rag.retriever import Retrieval, Retriever
+from ragx.rag.state import State
 from ragx.records import NOTHING
 
 PRUNE_BELOW = 0.6
@@ -47,10 +49,12 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Answers to B questions with the retrieval behind them; NLL in nats and tokens of the reference answers."""
+    """Answers to B questions with the retrieval behind them, and the hits that it was chosen from, in their order; NLL
+    in nats and tokens of the reference answers."""
 
     decoded: list[Decoded]
     retrieval: Retrieval
+    hits: Retrieval
     reference_nll: list[float] | None = None
     reference_tokens: list[int] | None = None
 
@@ -60,15 +64,52 @@ class RagModel(nn.Module):
     to the answer without any passage: the last of then K + 1."""
 
     def __init__(
-        self, retriever: Retriever, generator: Generator, marginal: str, null_bias: float | None = None
+        self,
+        retriever: Retriever,
+        generator: Generator,
+        marginal: str,
+        null_bias: float | None = None,
+        rerank: Rerank | None = None,
     ) -> None:
         super().__init__()
+        self.rerank = rerank
         self.null_bias = None if null_bias is None else nn.Parameter(torch.tensor(float(null_bias)))
         self.retriever = retriever
         self.generator = generator
         self.generator_module = generator.model
         self.marginal = marginal
         self.kept_share = 1.0
+
+    @property
+    def width(self) -> int:
+        """The hits of a question that those which are read are chosen from: `top_k`, or as many as are reordered."""
+        top_k = self.retriever.settings.top_k
+        return top_k if self.rerank is None else min(self.rerank.hits, self.retriever.index.passages_count)
+
+    def retrieve(self, questions: Sequence[str], k: int | None = None) -> Retrieval:
+        """The `k` (default `top_k`) best passages of each question, reordered without gradient where that is wanted."""
+        if self.rerank is None:
+            found: Retrieval = self.retriever(questions, k)
+            return found
+        found = self.retriever(questions, max(k or 0, self.width))
+        likely = question_log_probs(self.generator, questions, found)
+        return self.retriever.first(reordered(found, likely, self.rerank)[0], k or self.retriever.settings.top_k)
+
+    def _start(self, questions: Sequence[str], hits: Retrieval) -> tuple[State, Retrieval, Retrieval]:
+        """The prompts of the hits that are read, run through the generator; these, and all hits in order."""
+        wide = self._with_null(hits)
+        pairs = [pair for row in pairs_of(questions, wide) for pair in row]
+        state = self.generator.start(pairs, weigh=self.rerank is not None)
+        if self.rerank is None:
+            return state, wide, hits
+        assert state.question is not None
+        width, count = wide.scores.shape[1], hits.scores.shape[1]
+        hits, order = reordered(hits, state.question.reshape(-1, width)[:, :count], self.rerank)
+        read = self.retriever.first(hits, self.retriever.settings.top_k)
+        none = torch.arange(count, width, device=order.device).expand(len(order), -1)
+        columns = torch.cat([order[:, : read.scores.shape[1]], none], dim=-1)
+        rows = torch.arange(len(order), device=order.device).unsqueeze(-1) * width + columns
+        return state.select(rows.reshape(-1)), self._with_null(read), hits
 
     def forward(
         self,
@@ -85,7 +126,7 @@ class RagModel(nn.Module):
         that hold this share of the posterior, weighted by it. Whether that saves work is told by `kept_share`, which a
         training sets once a step from what was kept in the one before.
         """
-        retrieval = self._with_null(retrieval or self.retriever(questions, k))
+        retrieval = self._with_null(retrieval or self.retrieve(questions, k))
         pairs = pairs_of(questions, retrieval)
         ids = [self.generator.answer_ids(answer) for answer in answers]
         two_passes = torch.is_grad_enabled() and posterior_mass < 1.0 and self.kept_share < PRUNE_BELOW
@@ -113,15 +154,15 @@ class RagModel(nn.Module):
     ) -> Answered:
         """The best answer to each question, and log p of given reference answers, from one pass over the prompts.
 
-        The passages are those of `retrieval`, where it is given; `stream` is called with one question's answer so far.
+        The hits are those of `retrieval`, where it is given: `width` of each question. `stream` is called with one
+        question's answer so far.
 
         Raises:
             RagxError: the scores of a question's passages are not finite, or probabilities are not numbers.
         """
-        retrieval = self._with_null(retrieval or self.retriever(questions))
-        self._require_finite(questions, retrieval)
-        pairs = pairs_of(questions, retrieval)
-        state = self.generator.start([pair for row in pairs for pair in row])
+        hits = retrieval or self.retriever(questions, None if self.rerank is None else self.width)
+        self._require_finite(questions, hits)
+        state, retrieval, hits = self._start(questions, hits)
         decoded = decode(
             self.generator,
             state,
@@ -132,11 +173,12 @@ class RagModel(nn.Module):
             stream=stream,
         )
         if references is None:
-            return Answered(decoded, retrieval)
+            return Answered(decoded, retrieval, hits)
+        pairs = pairs_of(questions, retrieval)
         ids = [self.generator.answer_ids(reference) for reference in references]
         log_probs, mask = self._reshape(*self.generator.score(state, self._repeat(ids, pairs)), len(pairs))
         nll = -log_likelihood(self.marginal, retrieval.log_prior, log_probs, mask)
-        return Answered(decoded, retrieval, nll.tolist(), [len(answer) for answer in ids])
+        return Answered(decoded, retrieval, hits, nll.tolist(), [len(answer) for answer in ids])
 
     def _require_finite(self, questions: Sequence[str], retrieval: Retrieval) -> None:
         """Refuse questions whose vectors are broken; their hits are any passages, and no answer could be told best."""

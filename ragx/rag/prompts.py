@@ -64,6 +64,8 @@ class PromptTemplate:
             self._pieces.append(piece if position % 2 else self._encode(piece, special=chat))
         self._pieces.append(after)
         self.ends_with_space = text[-1:].isspace() or chat
+        slots = pieces[1::2]
+        self.asks_last = slots.count("question") == 1 and slots.index("question") == len(slots) - 1
         self._plain_ids = lru_cache(TEXTS_KEPT)(self._encode)
 
     def ids(self, passage: Passage, question: str) -> list[int]:
@@ -83,6 +85,16 @@ class PromptTemplate:
             raise _no_room(question, self._limit)
         slots["passage"] = slots["passage"][:room]
         return [token for piece in self._pieces for token in (slots[piece] if isinstance(piece, str) else piece)]
+
+    def before_question(self, passage: Passage, question: str) -> tuple[list[int], list[int]]:
+        """The prompt up to its question, and the question, where `asks_last`; the passage cut as in the whole prompt.
+
+        Raises:
+            DataError: the question leaves no room for a passage.
+        """
+        whole, asked = self.ids(passage, question), self._plain_ids(question)
+        after = sum(len(piece) for piece in self._pieces[self._pieces.index("question") + 1 :])
+        return whole[: len(whole) - after - len(asked)], asked
 
     def _encode(self, text: str, special: bool = False) -> list[int]:
         encoded = self._tokenizer(

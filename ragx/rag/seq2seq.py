@@ -13,6 +13,7 @@ from ragx.rag.generator import Embedded, Generator, Pair, pad_rows
 from ragx.rag.packing import packable, packed_batches, packing, unpacked
 from ragx.rag.prompts import Prompt, special_ids, target_ids
 from ragx.rag.state import State, cache_of, layers_of, with_room
+from ragx.records import Passage
 
 
 class Seq2SeqGenerator(Generator):
@@ -70,13 +71,15 @@ class Seq2SeqGenerator(Generator):
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
         return packed_batches(lengths) if self._packs else super()._batches(lengths)
 
-    def start(self, pairs: Sequence[Pair]) -> State:
+    def start(self, pairs: Sequence[Pair], *, weigh: bool = False) -> State:
         states, attention = self._encode(pairs)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         output = self._decode(self._prefix(len(pairs)), states, attention, cache)
         state = self._state(output, states, attention)
         return dataclasses.replace(
-            state, layers=tuple(with_room(*layer, self.max_answer_tokens) for layer in state.layers)
+            state,
+            layers=tuple(with_room(*layer, self.max_answer_tokens) for layer in state.layers),
+            question=self.question_log_probs(pairs) if weigh else None,
         )
 
     def advance(self, state: State, tokens: Tensor) -> State:
@@ -136,6 +139,13 @@ class Seq2SeqGenerator(Generator):
 
     def _prefix(self, rows: int) -> Tensor:
         return torch.tensor([self.decoder_prefix], device=self.device).expand(rows, -1)
+
+    @property
+    def writes_questions(self) -> bool:
+        return True
+
+    def _asked(self, passage: Passage, question: str) -> tuple[list[int], list[int]]:
+        return self.template.ids(passage, ""), target_ids(self.tokenizer, question)
 
     def _plain_answer_ids(self, answer: str) -> list[int]:
         return target_ids(self.tokenizer, answer)

@@ -18,7 +18,7 @@ class State:
 
     log_probs [N, V] of the next token; keys and values of the decoder, whose first `filled` places count and whose rest
     is room; those of the cross-attention; the attention mask [N, L] over the prompt, for causal models grown by what
-    was written; next position [N].
+    was written; next position [N]; and where it was wanted log p(x|z) [N] of the question, in nats.
 
     What follows is written into the room, not into a copy: of two continuations of a state the newer one is valid.
     """
@@ -30,6 +30,7 @@ class State:
     positions: Tensor
     cross: Layers = ()
     encoder_states: Tensor | None = None
+    question: Tensor | None = None
 
     def select(self, rows: Tensor) -> "State":
         """A copy whose row i is this one's row `rows[i]`."""
@@ -41,6 +42,7 @@ class State:
             self.positions[rows],
             _rows(self.cross, rows),
             None if self.encoder_states is None else self.encoder_states[rows],
+            None if self.question is None else self.question[rows],
         )
 
 

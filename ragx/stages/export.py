@@ -67,6 +67,8 @@ def _require_theirs(config: Config) -> None:
     problems = []
     if config.retrieval.mode != "dense":
         problems.append(f"retrieval.mode: {config.retrieval.mode}: their prior is of vectors alone; say dense")
+    if config.retrieval.rerank:
+        problems.append(f"retrieval.rerank: {config.retrieval.rerank}: their prior is of vectors alone; say 0")
     if config.retrieval.prior != "topk":
         problems.append(f"retrieval.prior: {config.retrieval.prior}: theirs is normalised over the hits; say topk")
     if config.rag.null_passage:

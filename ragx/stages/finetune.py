@@ -86,6 +86,7 @@ def finetune(
         "rollbacks": position.rollbacks,
         "dev_nll_per_token": position.best_nll,
         "prior": job.model.retriever.prior.values(),
+        "rerank": None if job.model.rerank is None else job.model.rerank.values(),
         "seconds": round(seconds, 1),
         **_refresh_cost(job.model, position, index_seconds),
     }
@@ -159,12 +160,25 @@ def _finish(job: _Job, position: Position, seconds: float, progress: Progress) -
     folder = job.config.run_dir / "training"
     draw_curves(folder)
     index_seconds = write_index(job.config, job.model, folder / "passage_encoder", progress)
+    _fit_rerank(job)
     write_model(job.config, job.model, job.plan, position, seconds)
     remove_folder(folder / "checkpoints")
     remove_folder(folder / "passage_encoder")
     if job.model.retriever.passage_side is None:
         remove_folder(tuned_index(job.config))
     return index_seconds
+
+
+def _fit_rerank(job: _Job) -> None:
+    """What the generator's likelihood of the question is worth from now on, where hits are to be reordered."""
+    from ragx.training.passes import autocast
+    from ragx.training.rerank import fit_rerank
+    from ragx.training.warmup import supervise
+
+    if hits := job.config.retrieval.rerank:
+        dev = supervise(job.dev, job.model.retriever.index.all_passages())
+        with autocast(job.model, job.settings):
+            job.model.rerank = fit_rerank(job.model, dev, hits)
 
 
 def _with_parts(config: Config, policy: Policy) -> Config:
@@ -323,11 +337,13 @@ def _estimate(job: _Job, processes: int) -> dict[str, Any]:
 
     learnt = lesson(job.config, job.model, job.examples, job.dev)
     lessons = learnt if learnt and learnt[0] else None
-    found = estimate(job.model, job.examples, job.dev, job.settings, lessons, processes)
+    found = estimate(job.model, job.examples, job.dev, job.settings, lessons, processes, job.config.retrieval.rerank)
     warm_up = found.warm_up * max(1, job.folds)  # each fold's takes a fold less, and there is one more
     phases = {"warm_up": warm_up, "steps": found.steps, "evaluations": found.evaluations}
     if job.model.retriever.passage_side is not None:
         phases["refreshes"] = found.refreshes
+    if job.config.retrieval.rerank:
+        phases["reranking"] = found.reranking
     return {
         "seconds": {name: round(value, 1) for name, value in phases.items()}
         | {"total": round(sum(phases.values()), 1)},

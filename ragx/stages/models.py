@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ragx.rag.generator import Generator
     from ragx.rag.model import RagModel
     from ragx.rag.prompts import Prompt
+    from ragx.rag.rerank import Rerank
     from ragx.rag.retriever import Retriever
 
 MODEL_KIND = "ragx model"
@@ -30,7 +31,8 @@ Prepare = Callable[[Config, "Retriever", "Generator"], None]
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a model is opened from: the folders of its parts, the prior's temperature and lexical weight, the null bias
-    where there is one, and the prefix of questions that a tuned encoder learned with, where that is known."""
+    where there is one, the prefix of questions that a tuned encoder learned with, where that is known, and what a
+    training found for reordering hits."""
 
     question_encoder: Path
     generator: Path
@@ -39,6 +41,7 @@ class Parts:
     null_bias: float | None
     adapter: Path | None = None
     query_prefix: str | None = None
+    rerank: dict[str, float] | None = None
 
 
 def compute_device(config: Config) -> str:
@@ -226,7 +229,8 @@ def resolve_which(config: Config, which: str) -> str:
 def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None = None) -> RagModel:
     """The model "base" (pretrained) or "tuned"; "auto" is tuned where it exists.
 
-    For training, `prepare` freezes and adapts the parts before they become one module; weights then stay float32.
+    For training, `prepare` freezes and adapts the parts before they become one module; weights then stay float32, and
+    hits are not reordered.
 
     Raises:
         ArtifactError: a part is missing, damaged or does not fit the index.
@@ -258,7 +262,28 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
     )
     if prepare is not None:
         prepare(config, retriever, generator)
-    return RagModel(retriever, generator, config.rag.marginal, parts.null_bias).to(compute_device(config))
+    rerank = _rerank(config, generator, parts.rerank)
+    model = RagModel(retriever, generator, config.rag.marginal, parts.null_bias, None if prepare else rerank)
+    return model.to(compute_device(config))
+
+
+def _rerank(config: Config, generator: Generator, learnt: dict[str, float] | None) -> Rerank | None:
+    """How hits are reordered, with what a training has `learnt` for it, or as no dev question has said otherwise.
+
+    Raises:
+        ConfigError: this generator's prompt does not let the question be written after the passage.
+    """
+    from ragx.rag.rerank import Rerank
+
+    hits = config.retrieval.rerank
+    if not hits:
+        return None
+    if not generator.writes_questions:
+        raise ConfigError(
+            f"retrieval.rerank: {hits}: this generator weighs passages by a question that is last in its prompt; "
+            "put {question} after {passage} in generator.prompt, or say rerank: 0"
+        )
+    return Rerank(hits, **(learnt or {}))
 
 
 def _passage_side(config: Config, questions: Encoder) -> Encoder:
@@ -326,6 +351,7 @@ def _tuned_parts(config: Config, index: Index) -> Parts:
         null_bias,
         adapter,
         manifest.get("query_prefix"),
+        manifest.get("rerank"),
     )
 
 

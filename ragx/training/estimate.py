@@ -34,11 +34,12 @@ class Estimate:
     evaluations: float
     memory: int
     refreshes: float = 0.0
+    reranking: float = 0.0
 
     @property
     def seconds(self) -> float:
         """All phases together."""
-        return self.warm_up + self.steps + self.evaluations + self.refreshes
+        return self.warm_up + self.steps + self.evaluations + self.refreshes + self.reranking
 
 
 def estimate(
@@ -48,8 +49,10 @@ def estimate(
     settings: TrainSettings,
     warm_up: tuple[Sequence[Supervised], Sequence[Supervised], WarmupSettings] | None,
     processes: int,
+    rerank: int = 0,
 ) -> Estimate:
-    """Measure one part of the first batch and scale it to the whole training; the model keeps its weights."""
+    """Measure one part of the first batch and scale it to the whole training, which ends by weighing `rerank` hits of
+    each dev question; the model keeps its weights."""
     batch = batch_of(examples, settings, 0, 0)
     part = max(cut(len(batch), settings.micro_batch_size, processes), key=len)
     sample = batch[part.start : part.stop]
@@ -75,6 +78,7 @@ def estimate(
         evaluations=looks * (scored * len(dev) / len(sample) / processes + (_answering(model, shown, settings))),
         memory=_peak(model) + 8 * sum(p.numel() for p in model.parameters() if p.requires_grad),
         refreshes=_refresh_seconds(model, examples, dev, settings, joint, processes),
+        reranking=scored * len(dev) / len(sample) * rerank / settings.top_k,
     )
 
 

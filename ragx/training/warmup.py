@@ -160,7 +160,7 @@ def fit_prior(retriever: Retriever, questions: Sequence[Supervised]) -> None:
 
     def loss() -> float:
         optimizer.zero_grad()
-        nll = _nll(prior(dense, lexical), right)
+        nll = right_nll(prior(dense, lexical), right)
         moved = (prior.log_temperature - begun[0]) ** 2 + ((prior.lexical_weight - begun[1]) / LEXICAL_WEIGHT) ** 2
         value = nll.sum() + moved / 2
         torch.autograd.backward(value)
@@ -172,7 +172,7 @@ def fit_prior(retriever: Retriever, questions: Sequence[Supervised]) -> None:
     log.info("prior fitted: temperature %.3f, lexical weight %.2f", found["temperature"], found["lexical_weight"])
 
 
-def _nll(scores: Tensor, right: Tensor) -> Tensor:
+def right_nll(scores: Tensor, right: Tensor) -> Tensor:
     """-log of what the softmax of scores [B, n] gives to the right ones [B, n], [B]."""
     return scores.logsumexp(-1) - scores.masked_fill(~right, -torch.inf).logsumexp(-1)
 
@@ -254,7 +254,7 @@ def _loss_over(retriever: Retriever, items: Sequence[Supervised], numbers: Seque
     scores: Tensor = retriever.prior(retriever.encoder.forward(texts) @ vectors.T, lexical)
     right = torch.tensor([[n in item.positives for n in numbers] for item in items], device=vectors.device)
     neutral = torch.tensor([[n in item.neutral for n in numbers] for item in items], device=vectors.device)
-    return _nll(scores.masked_fill(neutral & ~right, -torch.inf), right)
+    return right_nll(scores.masked_fill(neutral & ~right, -torch.inf), right)
 
 
 @torch.no_grad()

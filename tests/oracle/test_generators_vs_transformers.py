@@ -74,6 +74,38 @@ def test_token_log_probs(kind, seed, open_generator, problem):
     assert_rows(with_graph.detach(), mask, expected)
 
 
+def their_question_log_prob(generator, pair):
+    """log p of a question after its passage by the model's own logits, alone and unpadded."""
+    question, passage = pair
+    if isinstance(generator, Seq2SeqGenerator):
+        asked = generator.tokenizer(question, add_special_tokens=False)["input_ids"]
+        given = [*generator.decoder_prefix, *asked[:-1]]
+        prompt = torch.tensor([generator.template.ids(passage, "")])
+        logits = generator.model(input_ids=prompt, decoder_input_ids=torch.tensor([given])).logits
+        logits = logits[0, len(generator.decoder_prefix) - 1 :]
+    else:
+        before, asked = generator.template.before_question(passage, question)
+        whole = generator.template.ids(passage, question)
+        assert whole[: len(before) + len(asked)] == [*before, *asked]
+        assert question.replace(" ", "") in generator.tokenizer.decode(asked).replace(" ", "")
+        logits = generator.model(input_ids=torch.tensor([whole])).logits[0, len(before) - 1 :]
+    return torch.log_softmax(logits, dim=-1)[range(len(asked)), asked].sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_question_log_probs(kind, seed, open_generator, problem):
+    generator = open_generator(kind)
+    assert generator.writes_questions
+    pairs, _ = problem(seed, 7)
+    with torch.no_grad():
+        expected = torch.stack([their_question_log_prob(generator, pair) for pair in pairs])
+        torch.testing.assert_close(generator.question_log_probs(pairs), expected, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(generator.start(pairs, weigh=True).question, expected, rtol=1e-5, atol=1e-4)
+        assert generator.start(pairs).question is None
+    assert expected.std() > 0.1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(3))
 def test_start_and_score(kind, seed, open_generator, problem):

@@ -19,11 +19,11 @@ corpus.sandbox corpus.scratch corpus.rejects corpus.readers corpus.passages corp
 index index.encoder index.compiled index.vectors index.kinds index.words index.bm25 index.tfidf index.lexical
 index.passages index.shards index.generations index.build index.estimate index.cluster index.store index.hf_dataset
 rag rag.marginal rag.retriever
-rag.prompts rag.lengths rag.state rag.head rag.packing rag.generator rag.causal rag.seq2seq rag.generators
+rag.prompts rag.lengths rag.state rag.head rag.packing rag.generator rag.causal rag.seq2seq rag.generators rag.rerank
 rag.beams rag.decoding rag.model rag.interop training training.processes training.watch training.checkpoints
 training.policy training.settings training.batches training.passes training.optimizer
-training.synthetic training.warmup training.refresh training.reading training.crossfit training.hits training.loop
-training.estimate training.curves training.card evaluation evaluation.text evaluation.statistic
+training.synthetic training.warmup training.rerank training.refresh training.reading training.crossfit training.hits
+training.loop training.estimate training.curves training.card evaluation evaluation.text evaluation.statistic
 evaluation.matching evaluation.overlap evaluation.ranking evaluation.calibration evaluation.metrics
 evaluation.significance evaluation.gates evaluation.predictions evaluation.survey evaluation.cache
 evaluation.why evaluation.predict evaluation.report evaluation.seeds evaluation.plots evaluation.as_json
