@@ -147,7 +147,8 @@ class Index(Section):
 class Retrieval(Section):
     """What p(z|x) is made of: s = dense / temperature + lexical_weight * lexical, over `top_k` or the whole corpus.
 
-    With `rerank: N` the first N hits are weighed anew by what the generator makes of the question after each of them.
+    With `rerank: N` the first N hits are weighed anew by what the generator makes of the question after each of them;
+    `auto` is twice `top_k`, once a training has found from dev questions what that is worth.
     """
 
     mode: Literal["dense", "lexical", "hybrid"] = "hybrid"
@@ -156,20 +157,29 @@ class Retrieval(Section):
     temperature: Literal["auto"] | Rate = "auto"
     lexical_weight: Literal["auto"] | Annotated[float, Field(ge=0, strict=True)] = "auto"
     prior: Literal["topk", "corpus"] = "topk"
-    rerank: Annotated[int, Field(ge=0, strict=True)] = 0
+    rerank: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> Self:
         if self.candidates < self.top_k:
             raise ValueError(f"candidates ({self.candidates}) must be at least top_k ({self.top_k})")
-        if self.rerank and not self.top_k <= self.rerank <= self.candidates:
+        if self.rerank == "auto" or not self.rerank:
+            return self
+        if not self.top_k <= self.rerank <= self.candidates:
             raise ValueError(
                 f"rerank ({self.rerank}) must be 0, or lie between top_k ({self.top_k}) and candidates "
                 f"({self.candidates})"
             )
-        if self.rerank and self.prior == "corpus":
+        if self.prior == "corpus":
             raise ValueError("prior: corpus weighs all passages, rerank only the first hits; say prior: topk")
         return self
+
+    @property
+    def rerank_hits(self) -> int:
+        """The hits that are weighed anew, where the generator and the training allow it; 0 for none."""
+        if self.rerank != "auto":
+            return self.rerank
+        return 0 if self.prior == "corpus" else min(2 * self.top_k, self.candidates)
 
 
 class Generator(Section):

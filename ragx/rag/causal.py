@@ -107,6 +107,10 @@ class CausalGenerator(Generator):
     def writes_questions(self) -> bool:
         return isinstance(self.template, PromptTemplate) and self.template.asks_last
 
+    @property
+    def weighs_as_it_reads(self) -> bool:
+        return self.writes_questions
+
     def _asked(self, passage: Passage, question: str) -> tuple[list[int], list[int]]:
         assert isinstance(self.template, PromptTemplate)
         return self.template.before_question(passage, question)

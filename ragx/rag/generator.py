@@ -101,6 +101,11 @@ class Generator(ABC):
     def writes_questions(self) -> bool:
         """Whether the prompt lets p(x|z) be computed."""
 
+    @property
+    @abstractmethod
+    def weighs_as_it_reads(self) -> bool:
+        """Whether p(x|z) falls out of the pass that reads the prompt."""
+
     @abstractmethod
     def _before_answers(
         self, prompts: Sequence[list[int]], answers: Sequence[Sequence[int]]

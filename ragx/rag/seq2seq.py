@@ -144,6 +144,10 @@ class Seq2SeqGenerator(Generator):
     def writes_questions(self) -> bool:
         return True
 
+    @property
+    def weighs_as_it_reads(self) -> bool:
+        return False
+
     def _asked(self, passage: Passage, question: str) -> tuple[list[int], list[int]]:
         return self.template.ids(passage, ""), target_ids(self.tokenizer, question)
 

@@ -221,7 +221,9 @@ def _predict(
 
     index = open_index(config, which)
     _require_gold_documents(config, index, examples, path)
-    deepest = max([DEPTH, config.retrieval.top_k, config.retrieval.rerank, *(metric.cutoff or 0 for metric in metrics)])
+    deepest = max(
+        [DEPTH, config.retrieval.top_k, config.retrieval.rerank_hits, *(metric.cutoff or 0 for metric in metrics)]
+    )
     signature = _signature(config, index, which)
     how = HowToAnswer(
         decoding=config.rag.decoding,

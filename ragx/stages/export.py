@@ -43,6 +43,8 @@ def export(config: Config, folder: Path, *, which: str = "auto", progress: Progr
 
     which = resolve_which(config, which)
     model = open_model(config.model_copy(update={"dtype": "float32", "device": "cpu"}), which)
+    if model.rerank is not None:
+        raise ConfigError(f"transformers cannot open this: {_reordered(config)}")
     index, temperature = model.retriever.index, model.retriever.prior.values()["temperature"]
     facts: dict[str, object] = {
         "ragx": version("ragx"),
@@ -67,8 +69,8 @@ def _require_theirs(config: Config) -> None:
     problems = []
     if config.retrieval.mode != "dense":
         problems.append(f"retrieval.mode: {config.retrieval.mode}: their prior is of vectors alone; say dense")
-    if config.retrieval.rerank:
-        problems.append(f"retrieval.rerank: {config.retrieval.rerank}: their prior is of vectors alone; say 0")
+    if config.retrieval.rerank not in ("auto", 0):
+        problems.append(_reordered(config))
     if config.retrieval.prior != "topk":
         problems.append(f"retrieval.prior: {config.retrieval.prior}: theirs is normalised over the hits; say topk")
     if config.rag.null_passage:
@@ -82,6 +84,10 @@ def _require_theirs(config: Config) -> None:
         )
     if problems:
         raise ConfigError(*(f"transformers cannot open this: {problem}" for problem in problems))
+
+
+def _reordered(config: Config) -> str:
+    return f"retrieval.rerank: {config.retrieval.rerank}: their prior is of vectors alone; say 0"
 
 
 def _require_free(folder: Path) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +51,7 @@ class _Job:
     settings: TrainSettings
     folds: int
     plan: dict[str, Any]
+    rerank_hits: int
 
 
 def finetune(
@@ -113,6 +114,7 @@ def _decide(config: Config, processes: Processes, dry_run: bool, progress: Progr
     if not examples and not synthetic:
         limit = config.generator.max_answer_tokens
         raise DataError(f"{config.data.train}: every answer exceeds generator.max_answer_tokens: {limit}; raise it")
+    written = {example.id for example in synthetic}
     if policy.held_out:
         examples, synthetic, dev = hold_out(examples, synthetic, policy.held_out, config)
     examples = [*examples, *synthetic]
@@ -121,7 +123,8 @@ def _decide(config: Config, processes: Processes, dry_run: bool, progress: Progr
     several = f", by {processes.count} processes" if processes.count > 1 else ""
     log.info("%s", policy.text)
     log.info("%s%s", plan["text"], several)
-    return _Job(config, model, examples, dev, settings, policy.folds, plan | {"policy": policy.text})
+    hits = _rerank_hits(config, model, dev, written)
+    return _Job(config, model, examples, dev, settings, policy.folds, plan | {"policy": policy.text}, hits)
 
 
 def _train(job: _Job, processes: Processes, resume: bool, progress: Progress) -> Position:
@@ -169,16 +172,35 @@ def _finish(job: _Job, position: Position, seconds: float, progress: Progress) -
     return index_seconds
 
 
+def _rerank_hits(config: Config, model: RagModel, dev: Sequence[Example], written: Container[str]) -> int:
+    """The hits whose reordering is fitted to the dev questions, 0 for none.
+
+    `auto` asks for a generator that weighs as it reads, and for questions that it has not `written` itself: those are
+    likely after their passages.
+    """
+    if config.retrieval.rerank == "auto" and not (
+        model.generator.weighs_as_it_reads and dev and all(example.id not in written for example in dev)
+    ):
+        return 0
+    return config.retrieval.rerank_hits
+
+
 def _fit_rerank(job: _Job) -> None:
     """What the generator's likelihood of the question is worth from now on, where hits are to be reordered."""
+    from ragx.rag.rerank import Rerank
     from ragx.training.passes import autocast
     from ragx.training.rerank import fit_rerank
     from ragx.training.warmup import supervise
 
-    if hits := job.config.retrieval.rerank:
-        dev = supervise(job.dev, job.model.retriever.index.all_passages())
-        with autocast(job.model, job.settings):
-            job.model.rerank = fit_rerank(job.model, dev, hits)
+    if not job.rerank_hits:
+        return
+    dev = supervise(job.dev, job.model.retriever.index.all_passages())
+    with autocast(job.model, job.settings):
+        job.model.rerank = fit_rerank(job.model, dev, job.rerank_hits)
+    if job.model.rerank is None:
+        log.info("reranking: no dev question has a right passage among its first %d hits", job.rerank_hits)
+        if job.config.retrieval.rerank != "auto":
+            job.model.rerank = Rerank(job.rerank_hits)
 
 
 def _with_parts(config: Config, policy: Policy) -> Config:
@@ -337,12 +359,12 @@ def _estimate(job: _Job, processes: int) -> dict[str, Any]:
 
     learnt = lesson(job.config, job.model, job.examples, job.dev)
     lessons = learnt if learnt and learnt[0] else None
-    found = estimate(job.model, job.examples, job.dev, job.settings, lessons, processes, job.config.retrieval.rerank)
+    found = estimate(job.model, job.examples, job.dev, job.settings, lessons, processes, job.rerank_hits)
     warm_up = found.warm_up * max(1, job.folds)  # each fold's takes a fold less, and there is one more
     phases = {"warm_up": warm_up, "steps": found.steps, "evaluations": found.evaluations}
     if job.model.retriever.passage_side is not None:
         phases["refreshes"] = found.refreshes
-    if job.config.retrieval.rerank:
+    if job.rerank_hits:
         phases["reranking"] = found.reranking
     return {
         "seconds": {name: round(value, 1) for name, value in phases.items()}

@@ -268,15 +268,16 @@ def open_model(config: Config, which: str = "auto", *, prepare: Prepare | None =
 
 
 def _rerank(config: Config, generator: Generator, learnt: dict[str, float] | None) -> Rerank | None:
-    """How hits are reordered, with what a training has `learnt` for it, or as no dev question has said otherwise.
+    """How hits are reordered, with what a training has `learnt` for it, or as no dev question has said otherwise; with
+    `auto`, not where none has.
 
     Raises:
         ConfigError: this generator's prompt does not let the question be written after the passage.
     """
     from ragx.rag.rerank import Rerank
 
-    hits = config.retrieval.rerank
-    if not hits:
+    hits = config.retrieval.rerank_hits
+    if not hits or (config.retrieval.rerank == "auto" and learnt is None):
         return None
     if not generator.writes_questions:
         raise ConfigError(

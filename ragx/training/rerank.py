@@ -16,9 +16,9 @@ from ragx.training.warmup import Supervised, right_nll
 log = logging.getLogger(__name__)
 
 
-def fit_rerank(model: RagModel, dev: Sequence[Supervised], hits: int) -> Rerank:
+def fit_rerank(model: RagModel, dev: Sequence[Supervised], hits: int) -> Rerank | None:
     """Weight and scale of least -log p(a right passage | question) over the first hits of those questions that have one
-    among them, by L-BFGS; as they start where there is none.
+    among them, by L-BFGS; None where there is none.
 
     They are the most likely ones a posteriori under a normal prior around the start, of deviation 0.5 for the scale's
     logarithm and `QUESTION_WEIGHT` for the weight.
@@ -26,8 +26,7 @@ def fit_rerank(model: RagModel, dev: Sequence[Supervised], hits: int) -> Rerank:
     found = [_seen(model, dev[start : start + AT_ONCE], hits) for start in range(0, len(dev), AT_ONCE)]
     seen = sum(len(scores) for scores, _, _ in found)
     if not seen:
-        log.info("reranking: no dev question has a right passage among its first %d hits; weights as they start", hits)
-        return Rerank(hits)
+        return None
     scores, likely, right = (torch.cat(part) for part in zip(*found, strict=True))
     log_scale = torch.zeros((), requires_grad=True)
     weight = torch.tensor(QUESTION_WEIGHT, requires_grad=True)

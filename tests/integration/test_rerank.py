@@ -176,6 +176,55 @@ def test_the_weight_follows_what_tells_right_passages(fit):
     assert by_retriever.weight < 0.1 and 0.5 < by_retriever.scale < 1
 
 
-def test_without_dev_questions_the_weights_are_those_at_the_start(fit):
+def test_without_dev_questions_nothing_is_fitted(fit):
     empty = torch.zeros(0, 4)
-    assert fit(empty, empty, empty.bool()) == Rerank(4, QUESTION_WEIGHT, 1.0) == fit_rerank(None, [], 4)
+    assert fit(empty, empty, empty.bool()) is None
+    assert fit_rerank(None, [], 4) is None
+
+
+def test_by_default_a_training_says_how_twice_top_k_are_reordered(tiny_config, cli):
+    path = tiny_config()
+    config = load_config(path)
+    build_index(config)
+    assert "reranking" in json.loads(cli("finetune", "--dry-run", "--json", "-q", "-c", path).out)["seconds"]
+    learnt = finetune(config)["rerank"]
+    assert open_model(config, "base").rerank is None
+    assert open_model(config, "tuned").rerank == Rerank(4, **learnt)
+    assert open_model(load_config(path, ["retrieval.candidates=3"]), "tuned").rerank == Rerank(3, **learnt)
+    for other in ("retrieval.rerank=0", "retrieval.prior=corpus"):
+        assert open_model(load_config(path, [other]), "tuned").rerank is None
+
+
+@pytest.mark.parametrize(
+    ("generator", "changes"),
+    [
+        ("t5", []),
+        ("causal", ["data.dev=null", "finetune.dev_share=0"]),
+        ("causal", ["retrieval.prior=corpus"]),
+        ("causal", ["generator.prompt='question: {question} passage: {title} {passage}'"]),
+    ],
+    ids=["another pass", "no dev questions", "all passages weighed", "question first"],
+)
+def test_by_default_hits_stay_where_reordering_costs_a_pass_or_nothing_tells_its_worth(generator, changes, tiny_config):
+    config = load_config(tiny_config(generator), changes)
+    build_index(config)
+    assert "reranking" not in finetune(config, dry_run=True)["seconds"]
+    assert finetune(config)["rerank"] is None
+    assert open_model(config, "tuned").rerank is None
+
+
+def test_questions_of_the_generator_do_not_say_what_its_likelihood_is_worth(tiny_config):
+    written = {"train": None, "dev": None}
+    section = {"synthetic": 6, "synthetic_f1": 0.0, "dev_share": 0.4}
+    config = load_config(tiny_config(data=written, finetune=section))
+    build_index(config)
+    done = finetune(config)
+    assert done["synthetic_questions"] and done["rerank"] is None
+    asked = finetune(load_config(tiny_config(data=written, finetune=section, retrieval={"rerank": 4})))
+    assert asked["rerank"] is not None
+
+
+def test_a_wanted_reordering_starts_from_its_own_weights_where_no_dev_question_tells(tiny_config):
+    config = load_config(tiny_config(data={"dev": None}, finetune={"dev_share": 0}, retrieval={"rerank": 4}))
+    build_index(config)
+    assert finetune(config)["rerank"] == {"weight": QUESTION_WEIGHT, "scale": 1.0}
