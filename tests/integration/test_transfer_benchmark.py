@@ -87,8 +87,9 @@ def test_a_stopped_row_goes_on_where_its_training_ended(tiny_config, tmp_path, r
         with pytest.raises(pytest.fail.Exception, match="stopped"):
             run(config, "--out", out, "--rows", "ragx", "--questions", "all")
     monkeypatch.setattr(transfer.stages, "finetune", lambda *_, **__: pytest.fail("trained twice"))
-    (line,) = run(config, "--out", out, "--rows", "ragx", "--questions", "all")
+    line, as_retrieved = run(config, "--out", out, "--rows", "ragx", "--questions", "all")
     assert line["steps"] == 3
+    assert [line["row"], as_retrieved["row"]] == ["ragx", "ragx, not reordered"]
 
 
 def test_seeds_are_averaged_before_rows_are_paired():
