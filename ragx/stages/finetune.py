@@ -77,7 +77,7 @@ def finetune(
         position = _train(job, processes, resume, progress)
         seconds, index_seconds = time.monotonic() - started, 0.0
         if processes.is_first:
-            index_seconds = _finish(job, position, seconds, progress)
+            seconds, index_seconds = _finish(job, position, seconds, progress)
     return {
         "model": str(config.run_dir / "model"),
         "questions": len(job.examples),
@@ -158,18 +158,21 @@ def _train(job: _Job, processes: Processes, resume: bool, progress: Progress) ->
     )
 
 
-def _finish(job: _Job, position: Position, seconds: float, progress: Progress) -> float:
-    """Write curves, index and model, then remove what training needed; returns the seconds of the index."""
+def _finish(job: _Job, position: Position, seconds: float, progress: Progress) -> tuple[float, float]:
+    """Write curves, index and model, then remove what training needed; returns the seconds of the training with its
+    last fit, and those of the index."""
     folder = job.config.run_dir / "training"
     draw_curves(folder)
     index_seconds = write_index(job.config, job.model, folder / "passage_encoder", progress)
+    started = time.monotonic()
     _fit_rerank(job)
+    seconds += time.monotonic() - started
     write_model(job.config, job.model, job.plan, position, seconds)
     remove_folder(folder / "checkpoints")
     remove_folder(folder / "passage_encoder")
     if job.model.retriever.passage_side is None:
         remove_folder(tuned_index(job.config))
-    return index_seconds
+    return seconds, index_seconds
 
 
 def _rerank_hits(config: Config, model: RagModel, dev: Sequence[Example], written: Container[str]) -> int:
