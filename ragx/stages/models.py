@@ -281,8 +281,8 @@ def _rerank(config: Config, generator: Generator, learnt: dict[str, float] | Non
         return None
     if not generator.writes_questions:
         raise ConfigError(
-            f"retrieval.rerank: {hits}: this generator weighs passages by a question that is last in its prompt; "
-            "put {question} after {passage} in generator.prompt, or say rerank: 0"
+            f"retrieval.rerank: {config.retrieval.rerank}: this generator weighs passages by a question that is "
+            "last in its prompt; put {question} after {passage} in generator.prompt, or say rerank: 0"
         )
     return Rerank(hits, **(learnt or {}))
 

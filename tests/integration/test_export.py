@@ -13,7 +13,8 @@ import pytest
 import torch
 import transformers
 
-from ragx import load_config
+from ragx import load_config, stages
+from ragx.errors import ConfigError
 from ragx.stages.models import open_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -163,3 +164,12 @@ def test_tuned_and_back(marginal, generator, lora, beams, run, snippet, tmp_path
     temperature = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))["temperature"]
     again += ["--set", f"retrieval.temperature={temperature}"]
     assert command("ask", "-q", *again, stdin=asked).splitlines() == expected
+
+
+def test_what_a_training_has_learnt_to_reorder_is_refused(run, tmp_path):
+    command = run("sequence", "t5", "finetune.epochs=1")
+    command("finetune", "-q", "--set", "retrieval.rerank=6")
+    with pytest.raises(ConfigError, match=r"retrieval\.rerank: auto: their prior is of vectors alone; say 0"):
+        stages.export(command.config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert command("export", tmp_path / "out", "-q", "--set", "retrieval.rerank=0")

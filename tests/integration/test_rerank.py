@@ -228,3 +228,12 @@ def test_a_wanted_reordering_starts_from_its_own_weights_where_no_dev_question_t
     config = load_config(tiny_config(data={"dev": None}, finetune={"dev_share": 0}, retrieval={"rerank": 4}))
     build_index(config)
     assert finetune(config)["rerank"] == {"weight": QUESTION_WEIGHT, "scale": 1.0}
+
+
+def test_a_prompt_that_no_longer_asks_last_is_refused_after_training(tiny_config, cli):
+    path = tiny_config()
+    build_index(load_config(path))
+    finetune(load_config(path))
+    refused = cli("ask", "Who?", "-q", "-c", path, "--set", "generator.prompt='{question} {title} {passage}'")
+    assert refused.code == 2 and "retrieval.rerank: auto: this generator weighs passages by a question" in refused.err
+    assert len(refused.err.strip().splitlines()) == 1
