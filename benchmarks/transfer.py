@@ -20,8 +20,8 @@ rag        the recipe of transformers' RAG scripts: joint, dense only, raw inner
            mass, all weights of the generator, one learning rate of 3e-5, batches of 8, gradients clipped at 0.1.
            Not theirs: 500 steps of warm-up (a tenth of the steps here), label smoothing, dropout
 corpus     no questions: `finetune.synthetic` ones from the corpus, without a dev set and with one
-ablations  ragx without warm-up, without reading, with fixed passage vectors, on dense retrieval alone, and the
-           warm-up of the question encoder alone before the untouched generator
+ablations  ragx without warm-up, without reading, reading for answers alone, with fixed passage vectors, on dense
+           retrieval alone, and the warm-up of the question encoder alone before the untouched generator
 
 Training questions are drawn from the set's by the seed, the same for every row; with `--no-gold` they and the dev
 questions name no documents (the set's name then ends in `-nogold`), so that a passage is right where it holds an
@@ -87,6 +87,7 @@ RAG_RECIPE = (
     "rag.marginal=sequence",
     "finetune.warmup_epochs=0",
     "finetune.reading_epochs=0",
+    "finetune.question_loss=0.0",
     "finetune.train=[question_encoder, generator]",
     "finetune.posterior_mass=1.0",
     "finetune.lora=false",
@@ -101,6 +102,7 @@ RAG_RECIPE = (
 ABLATIONS = {
     "ragx, no warm-up": ("finetune.warmup_epochs=0",),
     "ragx, no reading": ("finetune.reading_epochs=0",),
+    "ragx, answers alone": ("finetune.question_loss=0.0",),
     "ragx, question side": ("finetune.train=[question_encoder, generator]",),
     "ragx, dense": ("retrieval.mode=dense",),
     "warm-up alone": (

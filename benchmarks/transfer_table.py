@@ -33,6 +33,7 @@ NAMES = (
     "ragx, dense",
     "ragx, no warm-up",
     "ragx, no reading",
+    "ragx, answers alone",
     "ragx, question side",
     AS_RETRIEVED,
     OURS,

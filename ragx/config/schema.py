@@ -243,7 +243,8 @@ Part = Literal["question_encoder", "passage_encoder", "generator"]
 class Finetune(Section):
     """Training of question encoder and generator on the marginal likelihood, on the training questions and on as many
     `synthetic` ones, written from the corpus; their answers must be reproduced with `synthetic_f1`. In the first
-    `reading_epochs` the generator alone learns, from one right passage a question. `max_steps` ends either phase early.
+    `reading_epochs` the generator alone learns, from one right passage a question; `question_loss` is the weight of
+    -log p(x|z) of the question after that passage, beside -log p(y|x,z). `max_steps` ends either phase early.
     `learning_rate: auto` follows from whether adapters or whole weights are trained, and from the model's width.
 
     `train: auto` is question encoder and generator, and the passage encoder where the corpus is small enough for it.
@@ -262,6 +263,7 @@ class Finetune(Section):
     warmup_learning_rate: Rate = 1e-4
     warmup_batch_size: Positive = 32
     reading_epochs: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
+    question_loss: Literal["auto"] | Annotated[float, Field(ge=0, strict=True)] = "auto"
     epochs: Literal["auto"] | Positive = "auto"
     batch_size: Positive = 16
     micro_batch_size: Literal["auto"] | Positive = "auto"
@@ -297,6 +299,14 @@ class Finetune(Section):
     def named(self) -> tuple[Part, ...]:
         """The parts that are named to be trained: none where that is left open."""
         return () if self.train == "auto" else self.train
+
+    @model_validator(mode="after")
+    def _questions_are_read(self) -> Self:
+        if self.question_loss != "auto" and self.question_loss and not self.reading_epochs:
+            raise ValueError(
+                f"question_loss: {self.question_loss} is learnt while reading; raise reading_epochs from 0"
+            )
+        return self
 
     @field_validator("cross_fit")
     @classmethod

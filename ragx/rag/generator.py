@@ -73,24 +73,41 @@ class Generator(ABC):
         With `recompute`, what a batch needs for its backward pass is computed again there instead of kept. With
         `label_smoothing` only the gradient is that of smoothed labels.
         """
-        prompts = [self.template.ids(passage, question) for question, passage in pairs]
-        gold, mask = self._answers(answers)
-        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        hidden = self._in_batches(lengths, self._before_answers(prompts, answers))
-        found = self._gold(hidden[mask], gold[mask])
-        return torch.zeros(gold.shape, device=self.device).masked_scatter(mask, found), mask
+        return self._log_probs_after([self.template.ids(passage, question) for question, passage in pairs], answers)
 
     def question_log_probs(self, pairs: Sequence[Pair]) -> Tensor:
         """log p(x|z) in nats of N questions after their passages, [N] in float32 (Sachan et al. 2022, equation 2, but
         summed over the question's tokens)."""
-        prompts, questions = map(
-            list, zip(*(self._asked(passage, question) for question, passage in pairs), strict=True)
-        )
-        gold, mask = self._answers(questions)
-        lengths = [len(prompt) + len(question) for prompt, question in zip(prompts, questions, strict=True)]
-        hidden = self._in_batches(lengths, self._before_answers(prompts, questions))
+        prompts, questions = zip(*(self._asked(passage, question) for question, passage in pairs), strict=True)
+        return self._log_probs_after(prompts, questions)[0].sum(-1)
+
+    def reading_log_probs(
+        self, pairs: Sequence[Pair], answers: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`token_log_probs` with their mask, and `question_log_probs`, from one pass of a generator that
+        `weighs_as_it_reads`; with gradient when it is enabled."""
+        asked = [self._asked(passage, question) for question, passage in pairs]
+        wholes = [self.template.ids(passage, question) for question, passage in pairs]
+        prompts = [before for before, _ in asked]
+        texts = [
+            [*whole[len(before) :], *answer] for whole, before, answer in zip(wholes, prompts, answers, strict=True)
+        ]
+        found, _ = self._log_probs_after(prompts, texts)
+        columns = torch.arange(found.shape[1], device=self.device)
+        ends = torch.tensor([[len(question)] for _, question in asked], device=self.device)
+        starts = [[len(text) - len(answer)] for text, answer in zip(texts, answers, strict=True)]
+        mask = self._answers(answers)[1]
+        places = torch.tensor(starts, device=self.device) + columns[: mask.shape[1]]
+        answered = found.gather(1, places.clamp(max=found.shape[1] - 1)).masked_fill(~mask, 0.0)
+        return answered, mask, found.masked_fill(columns >= ends, 0.0).sum(-1)
+
+    def _log_probs_after(self, prompts: Sequence[list[int]], texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """log p [N, T] of the tokens of N texts after their prompts, and their mask [N, T]."""
+        gold, mask = self._answers(texts)
+        lengths = [len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True)]
+        hidden = self._in_batches(lengths, self._before_answers(prompts, texts))
         found = self._gold(hidden[mask], gold[mask])
-        return torch.zeros(gold.shape, device=self.device).masked_scatter(mask, found).sum(-1)
+        return torch.zeros(gold.shape, device=self.device).masked_scatter(mask, found), mask
 
     @abstractmethod
     def _asked(self, passage: Passage, question: str) -> tuple[list[int], list[int]]:

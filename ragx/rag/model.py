@@ -36,7 +36,8 @@ class Loss:
 
     nll: [B] of -log p(y|x) in nats, with gradient; tokens [B] of the answers; retrieval and posterior [B, K] behind it;
     kept [B], the share of the passages that carry the wanted posterior mass; distillation [B] in nats, with gradient
-    towards the retriever alone.
+    towards the retriever alone; question [B], -log p(x|z) in nats, expected under the posterior, with gradient towards
+    the generator alone, or 0 where it was not asked for.
     """
 
     nll: Tensor
@@ -45,6 +46,7 @@ class Loss:
     posterior: Tensor
     kept: Tensor
     distillation: Tensor
+    question: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,10 @@ class RagModel(nn.Module):
         k: int | None = None,
         posterior_mass: float = 1.0,
         retrieval: Retrieval | None = None,
+        with_question: bool = False,
     ) -> Loss:
-        """-log p(y|x) of each question's answer, with gradient when it is enabled, over `k` passages or `retrieval`.
+        """-log p(y|x) of each question's answer, with gradient when it is enabled, over `k` passages or `retrieval`;
+        `with_question` also what the generator makes of the question, in one pass.
 
         With `posterior_mass` below 1, and where that saves work, one pass without graph gives the posterior and with it
         the retriever's exact gradient, p(z|x) - p(z|x,y); the generator is then differentiated only on the passages
@@ -129,9 +133,10 @@ class RagModel(nn.Module):
         retrieval = self._with_null(retrieval or self.retrieve(questions, k))
         pairs = pairs_of(questions, retrieval)
         ids = [self.generator.answer_ids(answer) for answer in answers]
-        two_passes = torch.is_grad_enabled() and posterior_mass < 1.0 and self.kept_share < PRUNE_BELOW
+        prunes = posterior_mass < 1.0 and self.kept_share < PRUNE_BELOW and not with_question
+        two_passes = torch.is_grad_enabled() and prunes
         with torch.set_grad_enabled(torch.is_grad_enabled() and not two_passes):
-            log_probs, mask = self._log_probs(pairs, ids)
+            log_probs, mask, asked = self._log_probs(pairs, ids, with_question)
         nll = -log_likelihood(self.marginal, retrieval.log_prior, log_probs, mask)
         weights = self._weights(retrieval.log_prior.detach(), log_probs.detach(), mask)
         kept = _kept(weights.amax(-1), posterior_mass)
@@ -139,7 +144,8 @@ class RagModel(nn.Module):
             nll = nll + self._generator_gradient(pairs, ids, weights, kept)
         posterior, share = self._posterior(weights, mask), kept.float().mean(-1)
         distilled = distillation(retrieval.log_prior, log_probs, mask)
-        return Loss(nll, mask[:, 0].sum(-1), retrieval, posterior, share, distilled)
+        question = -(posterior * asked).sum(-1)
+        return Loss(nll, mask[:, 0].sum(-1), retrieval, posterior, share, distilled, question)
 
     @torch.no_grad()
     def answer(
@@ -198,10 +204,17 @@ class RagModel(nn.Module):
         log_prior = with_null(retrieval.log_prior, self.null_bias)
         return Retrieval(rows, torch.cat([retrieval.scores, score], dim=-1), log_prior)
 
-    def _log_probs(self, pairs: list[list[Pair]], ids: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Gold-token log-probabilities and mask, [B, K, T]."""
-        flat = [pair for row in pairs for pair in row]
-        return self._reshape(*self.generator.token_log_probs(flat, self._repeat(ids, pairs)), len(pairs))
+    def _log_probs(
+        self, pairs: list[list[Pair]], ids: list[list[int]], with_question: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gold-token log-probabilities and mask, [B, K, T], and log p(x|z) [B, K], 0 where it is not wanted."""
+        flat, answers = [pair for row in pairs for pair in row], self._repeat(ids, pairs)
+        if with_question:
+            log_probs, mask, asked = self.generator.reading_log_probs(flat, answers)
+        else:
+            log_probs, mask = self.generator.token_log_probs(flat, answers)
+            asked = log_probs.new_zeros(len(flat))
+        return *self._reshape(log_probs, mask, len(pairs)), asked.reshape(len(pairs), -1)
 
     def _generator_gradient(
         self, pairs: list[list[Pair]], ids: list[list[int]], weights: Tensor, kept: Tensor

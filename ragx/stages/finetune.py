@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 WHOLE_BELOW = 500_000_000
 """Encoder-decoder generators with fewer weights are trained whole when `lora: auto`; causal ones never are."""
+QUESTION_LOSS = 0.2
+"""The weight of -log p(x|z) beside -log p(y|x,z) when `question_loss: auto`; measured beside 0 and 1."""
 PAIRS_A_PASS = {"cpu": 16, "cuda": 64}
 """(question, passage) pairs that go through the generator with gradient at once when `micro_batch_size: auto`: on a GPU
 launching takes longer than computing where they are few."""
@@ -118,7 +120,7 @@ def _decide(config: Config, processes: Processes, dry_run: bool, progress: Progr
     if policy.held_out:
         examples, synthetic, dev = hold_out(examples, synthetic, policy.held_out, config)
     examples = [*examples, *synthetic]
-    settings = _train_settings(config, policy, model.generator)
+    settings = _train_settings(config, policy, model.generator, written=bool(synthetic))
     plan = _plan(config, model, examples, dev, settings, synthetic=len(synthetic))
     several = f", by {processes.count} processes" if processes.count > 1 else ""
     log.info("%s", policy.text)
@@ -249,7 +251,7 @@ def _require_enough_passages(config: Config, passages: int) -> None:
         raise ConfigError(f"finetune.top_k: {wanted} passages wanted, the index holds {passages}; lower it")
 
 
-def _train_settings(config: Config, policy: Policy, generator: Generator) -> TrainSettings:
+def _train_settings(config: Config, policy: Policy, generator: Generator, *, written: bool) -> TrainSettings:
     from ragx.training.policy import generator_rate
     from ragx.training.settings import TrainSettings
 
@@ -264,12 +266,31 @@ def _train_settings(config: Config, policy: Policy, generator: Generator) -> Tra
         "learning_rate": generator_rate(section.learning_rate, width=generator.width, adapted=generator.is_adapted),
         "epochs": policy.epochs,
         "reading_epochs": policy.reading_epochs,
+        "question_loss": _question_loss(config, generator, written),
         "top_k": top_k,
         "micro_batch_size": micro,
         "seed": config.seed,
         "dtype": compute_dtype(config),
     }
     return TrainSettings(**values)
+
+
+def _question_loss(config: Config, generator: Generator, written: bool) -> float:
+    """The weight of -log p(x|z) while reading. `auto` leaves it out where the generator does not weigh as it reads, or
+    has `written` some of the questions.
+
+    Raises:
+        ConfigError: it is wanted of a generator that cannot.
+    """
+    wanted = config.finetune.question_loss
+    if wanted == "auto":
+        return QUESTION_LOSS if generator.weighs_as_it_reads and not written else 0.0
+    if wanted and not generator.weighs_as_it_reads:
+        raise ConfigError(
+            f"finetune.question_loss: {wanted} needs a decoder-only generator whose prompt ends with {{question}}; "
+            "say 0, or auto"
+        )
+    return wanted
 
 
 def prepare_training(
@@ -326,7 +347,8 @@ def _plan(
         side = "question and passage encoder, which are one" if config.ties_encoders else "question encoder, "
         side += "" if config.ties_encoders else f"{passages / 1e6:.1f}M of the passage encoder"
     steps, reading = settings.steps(len(examples)), settings.reading_steps(len(examples))
-    after = f", after {reading} on one right passage each" if reading else ""
+    learnt = ", question and answer" if settings.question_loss else ""
+    after = f", after {reading} on one right passage each{learnt}" if reading else ""
     of_them = f" ({synthetic} of them synthetic, written from the corpus)" if synthetic else ""
     text = (
         f"training {encoder / 1e6:.1f}M weights of the {side}, {generator / 1e6:.1f}M of the generator's "

@@ -87,11 +87,15 @@ def _reading_seconds(model: RagModel, examples: Sequence[Example], settings: Tra
     batch = batch_of(examples, settings, 0, 0)
     part = max(cut(len(batch), settings.top_k * settings.micro_batch_size, processes), key=len)
     sample, alone = batch[part.start : part.stop], dataclasses.replace(settings, top_k=1)
-    return _seconds(lambda: _training_pass(model, sample, alone)) * len(batch) / len(sample)
+    asks = settings.question_loss > 0
+    return _seconds(lambda: _training_pass(model, sample, alone, asks)) * len(batch) / len(sample)
 
 
-def _training_pass(model: RagModel, sample: Sequence[Example], settings: TrainSettings) -> None:
-    torch.autograd.backward(forward(model, sample, settings).nll.sum())
+def _training_pass(
+    model: RagModel, sample: Sequence[Example], settings: TrainSettings, with_question: bool = False
+) -> None:
+    loss = forward(model, sample, settings, with_question=with_question)
+    torch.autograd.backward((loss.nll + loss.question).sum())
     model.zero_grad(set_to_none=True)
 
 

@@ -178,7 +178,7 @@ class _Joint:
         return monitor
 
     def _gradients(self, batch: Sequence[Example]) -> Tensor:
-        """Gradients of the mean over the batch of -log p(y|x), equal in all processes; returns `watch.rows_of` it."""
+        """Gradients of the mean over the batch of the objective, equal in all processes; returns `watch.rows_of` it."""
         torch.manual_seed(self.settings.seed * 1_000_003 + self.position.step + 1)
         width = 1 if self.reads else self.settings.top_k
         more = self.settings.top_k // width
@@ -206,8 +206,11 @@ class _Joint:
             if self.reads
             else self.retrieval.retrieve(retriever, part, self.settings.top_k, step)
         )
-        loss = forward(self.model, part, self.settings, retrieval)
+        asks = self.reads and self.settings.question_loss > 0
+        loss = forward(self.model, part, self.settings, retrieval, with_question=asks)
         objective = loss.nll + self.settings.distillation * loss.distillation
+        if asks:
+            objective = objective + self.settings.question_loss * loss.question
         torch.autograd.backward(objective.sum() / len(batch))
         return rows, watch.rows_of(loss, part)
 

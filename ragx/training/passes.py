@@ -21,12 +21,16 @@ def autocast(model: RagModel, settings: TrainSettings) -> torch.autocast:
 
 
 def forward(
-    model: RagModel, part: Sequence[Example], settings: TrainSettings, retrieval: Retrieval | None = None
+    model: RagModel,
+    part: Sequence[Example],
+    settings: TrainSettings,
+    retrieval: Retrieval | None = None,
+    with_question: bool = False,
 ) -> Loss:
     """The loss of some questions on their first answers, in the dtype of the settings."""
     with autocast(model, settings):
         questions, answers = [e.question for e in part], [e.answers[0] for e in part]
-        loss: Loss = model(questions, answers, settings.top_k, settings.posterior_mass, retrieval)
+        loss: Loss = model(questions, answers, settings.top_k, settings.posterior_mass, retrieval, with_question)
         return loss
 
 

@@ -9,7 +9,8 @@ import torch
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
     """Epochs, questions a step and a pass, learning rates, where to stop, and what is added to the plain loss: the
-    weight of the retriever's distillation, passages of K that are drawn, whether answers are drawn."""
+    weight of the retriever's distillation and, while reading, of -log p(x|z); passages of K that are drawn, whether
+    answers are drawn."""
 
     epochs: int
     batch_size: int
@@ -36,6 +37,7 @@ class TrainSettings:
     refresh_steps: int = 20
     refresh_cosine: float = 0.9
     reading_epochs: int = 0
+    question_loss: float = 0.0
 
     def steps(self, questions: int) -> int:
         """Optimizer steps of the whole training."""

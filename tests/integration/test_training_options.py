@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from ragx import build_index, finetune, load_config
 from ragx.corpus.questions import read_examples
 from ragx.rag.model import NULL_BIAS
+from ragx.rag.rerank import question_log_probs
 from ragx.records import Example
 from ragx.stages.models import open_model
 from ragx.training import crossfit, hits, loop, policy
@@ -161,6 +162,57 @@ def test_in_the_first_epochs_each_question_is_read_with_its_right_passage_alone(
     train = read_metrics(config.run_dir)
     assert all(line["p_gold"] == 1.0 and line["kept"] == 1.0 for line in train[:3])
     assert any(line["p_gold"] < 1.0 for line in train[3:])
+
+
+def test_the_question_is_learnt_while_reading(training, read_metrics):
+    """The objective alone differs: what is reported of the first step does not."""
+    options = {"data": {"dev": None}, "dev_share": 0.0, "reading_epochs": 4, "epochs": 1, "learning_rate": 0.03}
+    plain, _, log = training("answers", **options, question_loss=0.0)
+    asked, _, told = training("questions", **options, question_loss=0.5)
+    assert not any("question and answer" in line for line in log)
+    assert any("after 12 on one right passage each, question and answer" in line for line in told)
+    one, two = (read_metrics(config.run_dir) for config in (plain, asked))
+    assert one[0] == two[0] and one[2] != two[2]
+    before, after = (mean_question_log_prob(config) for config in (plain, asked))
+    assert after > before + 0.3
+
+
+def mean_question_log_prob(config):
+    """log p(x|z) in nats of the training questions after passages of theirs, by the tuned generator."""
+    model = open_model(config, "tuned")
+    questions = [example.question for example in read_examples(config.data.train)]
+    return float(question_log_probs(model.generator, questions, model.retriever(questions, 3)).mean())
+
+
+def test_questions_are_learnt_by_default_where_one_pass_reads_and_weighs_them(tiny_config):
+    def told(generator="causal", **changes):
+        config = load_config(tiny_config(generator, finetune={"reading_epochs": 1, **changes}))
+        build_index(config)
+        return finetune(config, dry_run=True)["text"]
+
+    assert "each, question and answer" in told()
+    assert "question and answer" not in told("t5")
+    assert "question and answer" not in told(synthetic=8, synthetic_f1=0.0)
+    assert "question and answer" in told(synthetic=8, synthetic_f1=0.0, question_loss=0.1)
+
+
+@pytest.mark.parametrize(
+    ("generator", "changes", "words"),
+    [
+        (
+            "t5",
+            {"reading_epochs": 1, "question_loss": 0.5},
+            "finetune.question_loss: 0.5 needs a decoder-only generator",
+        ),
+        ("causal", {"reading_epochs": 0, "question_loss": 0.5}, "question_loss: 0.5 is learnt while reading; raise"),
+    ],
+)
+def test_a_question_that_cannot_be_learnt_is_refused(generator, changes, words, tiny_config, cli):
+    path = tiny_config(generator, finetune=changes)
+    if changes["reading_epochs"]:
+        build_index(load_config(path))
+    refused = cli("finetune", "-q", "-c", path)
+    assert refused.code == 2 and words in refused.err and len(refused.err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(("best", "kept"), [(0, 0), (3, 9), (6, 9), (9, 9), (12, 12)])

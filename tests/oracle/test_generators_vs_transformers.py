@@ -106,6 +106,25 @@ def test_question_log_probs(kind, seed, open_generator, problem):
     assert expected.std() > 0.1
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "causal" in kind])
+@pytest.mark.parametrize("seed", range(3))
+def test_reading_gives_answer_and_question_from_one_pass(kind, seed, open_generator, problem):
+    generator = open_generator(kind)
+    assert generator.weighs_as_it_reads
+    pairs, texts = problem(seed, 7)
+    answers = [generator.answer_ids(text) for text in texts]
+    weights = [weight for name, weight in generator.model.named_parameters() if "proj" in name]
+    log_probs, mask, question = generator.reading_log_probs(pairs, answers)
+    wanted = generator.token_log_probs(pairs, answers)[0]
+    asked = torch.stack([their_question_log_prob(generator, pair) for pair in pairs])
+    torch.testing.assert_close(question, asked, rtol=1e-5, atol=1e-4)
+    assert_rows(log_probs, mask, [their_log_probs(generator, *row) for row in zip(pairs, answers, strict=True)])
+    found = torch.autograd.grad(log_probs.sum() + 0.3 * question.sum(), weights)
+    expected = torch.autograd.grad(wanted.sum() + 0.3 * asked.sum(), weights)
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(3))
 def test_start_and_score(kind, seed, open_generator, problem):
