@@ -167,7 +167,7 @@ class Retrieval(Section):
             return self
         if not self.top_k <= self.rerank <= self.candidates:
             raise ValueError(
-                f"rerank ({self.rerank}) must be 0, or lie between top_k ({self.top_k}) and candidates "
+                f"rerank ({self.rerank}) must be auto, 0, or lie between top_k ({self.top_k}) and candidates "
                 f"({self.candidates})"
             )
         if self.prior == "corpus":

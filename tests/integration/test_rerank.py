@@ -142,8 +142,8 @@ def test_the_question_must_come_last_in_a_causal_prompt(tiny_config, cli):
 @pytest.mark.parametrize(
     ("retrieval", "words"),
     [
-        ({"rerank": 1}, "rerank (1) must be 0, or lie between top_k (2) and candidates (8)"),
-        ({"rerank": 9}, "rerank (9) must be 0, or lie between top_k (2) and candidates (8)"),
+        ({"rerank": 1}, "rerank (1) must be auto, 0, or lie between top_k (2) and candidates (8)"),
+        ({"rerank": 9}, "rerank (9) must be auto, 0, or lie between top_k (2) and candidates (8)"),
         ({"rerank": 4, "prior": "corpus"}, "say prior: topk"),
         ({"rerank": -1}, "greater than or equal to 0"),
     ],
