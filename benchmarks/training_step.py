@@ -50,7 +50,7 @@ from ragx.rag.generator import Generator, Pair, pad_rows
 from ragx.rag.generators import choose_attention
 from ragx.rag.model import RagModel
 from ragx.rag.prompts import PromptSettings
-from ragx.stages.finetune import PAIRS_A_PASS
+from ragx.stages.job import PAIRS_A_PASS
 from ragx.training.batches import cut
 
 K = 5

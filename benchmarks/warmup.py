@@ -39,7 +39,7 @@ from ragx.evaluation.significance import Bootstrap, difference, sample
 from ragx.evaluation.statistic import mean
 from ragx.rag.retriever import Retriever
 from ragx.records import Example, no_progress
-from ragx.stages.finetune import prepare_training
+from ragx.stages.job import prepare_training
 from ragx.stages.models import open_model
 from ragx.stages.questions import training_data
 from ragx.stages.warmup import settle

@@ -9,7 +9,7 @@ import torch
 
 from ragx import ask, build_index, evaluate, finetune, load_config
 from ragx.corpus.questions import read_examples
-from ragx.stages.finetune import prepare_training
+from ragx.stages.job import prepare_training
 from ragx.stages.models import open_index, open_model
 from ragx.training import refresh
 from ragx.training.reading import right_passages

@@ -12,7 +12,7 @@ import torch
 
 from ragx import build_index, load_config
 from ragx.rag.marginal import log_likelihood
-from ragx.stages.finetune import prepare_training
+from ragx.stages.job import prepare_training
 from ragx.stages.models import open_model
 from ragx.training.processes import Processes
 from ragx.training.refresh import UNCHANGED, hits, refresh, restore, state

@@ -29,7 +29,7 @@ evaluation.significance evaluation.gates evaluation.predictions evaluation.surve
 evaluation.why evaluation.predict evaluation.report evaluation.seeds evaluation.plots evaluation.as_json
 evaluation.as_markdown evaluation.as_junit evaluation.as_html evaluation.files
 samples stages.models stages.corpus stages.index stages.synthetic stages.questions stages.warmup stages.tuned
-stages.finetune stages.export stages.answer
+stages.job stages.finetune stages.export stages.answer
 stages.check stages.project stages
 cli cli.common cli.init cli.check cli.index cli.finetune cli.ask cli.eval cli.export cli.main
 __init__ __main__
