@@ -244,8 +244,8 @@ class Finetune(Section):
     """Training of question encoder and generator on the marginal likelihood, on the training questions and on as many
     `synthetic` ones, written from the corpus; their answers must be reproduced with `synthetic_f1`. In the first
     `reading_epochs` the generator alone learns, from one right passage a question; `question_loss` is the weight of
-    -log p(x|z) of the question after that passage, beside -log p(y|x,z). `max_steps` ends either phase early.
-    `learning_rate: auto` follows from whether adapters or whole weights are trained, and from the model's width.
+    -log p(x|z), in nats summed over the question after that passage, beside -log p(y|x,z). `max_steps` ends either
+    phase early. `learning_rate: auto` follows from whether adapters or whole weights are trained, and from the width.
 
     `train: auto` is question encoder and generator, and the passage encoder where the corpus is small enough for it.
     Where all questions are statements from the corpus, it is the generator alone, and `warmup_epochs: auto` is 0.
@@ -302,10 +302,14 @@ class Finetune(Section):
 
     @model_validator(mode="after")
     def _questions_are_read(self) -> Self:
-        if self.question_loss != "auto" and self.question_loss and not self.reading_epochs:
+        if self.question_loss == "auto" or not self.question_loss:
+            return self
+        if not self.reading_epochs:
             raise ValueError(
                 f"question_loss: {self.question_loss} is learnt while reading; raise reading_epochs from 0"
             )
+        if self.named and "generator" not in self.named:
+            raise ValueError(f"question_loss: {self.question_loss} is learnt by the generator; name it in train")
         return self
 
     @field_validator("cross_fit")

@@ -136,7 +136,7 @@ class RagModel(nn.Module):
         prunes = posterior_mass < 1.0 and self.kept_share < PRUNE_BELOW and not with_question
         two_passes = torch.is_grad_enabled() and prunes
         with torch.set_grad_enabled(torch.is_grad_enabled() and not two_passes):
-            log_probs, mask, asked = self._log_probs(pairs, ids, with_question)
+            log_probs, mask, likely = self._log_probs(pairs, ids, with_question)
         nll = -log_likelihood(self.marginal, retrieval.log_prior, log_probs, mask)
         weights = self._weights(retrieval.log_prior.detach(), log_probs.detach(), mask)
         kept = _kept(weights.amax(-1), posterior_mass)
@@ -144,7 +144,7 @@ class RagModel(nn.Module):
             nll = nll + self._generator_gradient(pairs, ids, weights, kept)
         posterior, share = self._posterior(weights, mask), kept.float().mean(-1)
         distilled = distillation(retrieval.log_prior, log_probs, mask)
-        question = -(posterior * asked).sum(-1)
+        question = -(posterior * likely).sum(-1)
         return Loss(nll, mask[:, 0].sum(-1), retrieval, posterior, share, distilled, question)
 
     @torch.no_grad()
@@ -210,11 +210,11 @@ class RagModel(nn.Module):
         """Gold-token log-probabilities and mask, [B, K, T], and log p(x|z) [B, K], 0 where it is not wanted."""
         flat, answers = [pair for row in pairs for pair in row], self._repeat(ids, pairs)
         if with_question:
-            log_probs, mask, asked = self.generator.reading_log_probs(flat, answers)
+            log_probs, mask, likely = self.generator.reading_log_probs(flat, answers)
         else:
             log_probs, mask = self.generator.token_log_probs(flat, answers)
-            asked = log_probs.new_zeros(len(flat))
-        return *self._reshape(log_probs, mask, len(pairs)), asked.reshape(len(pairs), -1)
+            likely = log_probs.new_zeros(len(flat))
+        return *self._reshape(log_probs, mask, len(pairs)), likely.reshape(len(pairs), -1)
 
     def _generator_gradient(
         self, pairs: list[list[Pair]], ids: list[list[int]], weights: Tensor, kept: Tensor

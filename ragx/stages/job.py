@@ -142,8 +142,8 @@ def _question_loss(config: Config, generator: Generator, written: bool) -> float
         return QUESTION_LOSS if generator.weighs_as_it_reads and not written else 0.0
     if wanted and not generator.weighs_as_it_reads:
         raise ConfigError(
-            f"finetune.question_loss: {wanted} needs a decoder-only generator whose prompt ends with {{question}}; "
-            "say 0, or auto"
+            f"finetune.question_loss: {wanted} needs a causal generator and a prompt with {{question}} after "
+            "{{passage}}; say 0, or auto"
         )
     return wanted
 
@@ -249,7 +249,7 @@ def _told(
         side = "question and passage encoder, which are one" if config.ties_encoders else "question encoder, "
         side += "" if config.ties_encoders else f"{passages} of the passage encoder"
     steps, reading = settings.steps(questions), settings.reading_steps(questions)
-    learnt = ", question and answer" if settings.question_loss else ""
+    learnt = f" that learn its question, too (weight {settings.question_loss:g})" if settings.question_loss else ""
     after = f", after {reading} on one right passage each{learnt}" if reading else ""
     of_them = f" ({synthetic} of them synthetic, written from the corpus)" if synthetic else ""
     return (

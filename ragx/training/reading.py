@@ -1,7 +1,8 @@
 """The first epochs of a training, in which the generator alone learns to read: each question with one right passage.
 
-A step on one passage costs a fraction of one on K. Here the generator learns what answers of the domain are like; the
-joint epochs then teach it to tell passages apart, and the retriever which of them it can read.
+A step on one passage costs a fraction of one on K. Here the generator learns what answers of the domain are like, and
+where `question_loss` says so what is asked of a passage; the joint epochs then teach it to tell passages apart, and the
+retriever which of them it can read.
 """
 
 from collections.abc import Mapping, Sequence

@@ -61,7 +61,9 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "count"), [("causal", {"posterior_mass": 1.0}, 2), ("t5", OPTIONS, 3)], ids=["lora", "pruned"]
+    ("kind", "options", "count"),
+    [("causal", {"posterior_mass": 1.0, "reading_epochs": 1, "question_loss": 0.5}, 2), ("t5", OPTIONS, 3)],
+    ids=["lora", "pruned"],
 )
 def test_losses_of_one_process(kind, options, count, tiny_config, tmp_path, ragx):
     """12 questions in batches of 5, the last of 2: shares are uneven, and one of three processes may have none."""

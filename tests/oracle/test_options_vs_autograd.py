@@ -167,3 +167,32 @@ def test_null_passage_is_one_more_term(kind, marginal, draw_passages, open_gener
         slopes.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
         assert model.null_bias.grad is not None
     torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-3, atol=1e-4 * float(slopes[0].abs().max()))
+
+
+@pytest.mark.parametrize("null_bias", [None, -0.5])
+@pytest.mark.parametrize("marginal", ["sequence", "token"])
+def test_the_question_is_expected_under_the_posterior(
+    marginal, null_bias, draw_passages, open_generator, fixed_retriever
+):
+    """-sum_z p(z|x,y) log p(x|z) with gradient towards the generator alone, beside the same likelihood as without."""
+    generator = open_generator("causal")
+    passages, scores = draw_passages(random.Random(4), 2, 3), torch.tensor([[2.0, 1, 0], [0.5, 0, 1]])
+    questions, answers = ["abc def", "gab ef"], ["fed", "bad cab"]
+    model = RagModel(fixed_retriever(passages, scores), generator, marginal, null_bias=null_bias)
+    plain, loss = model(questions, answers), model(questions, answers, with_question=True)
+    torch.testing.assert_close(loss.nll, plain.nll, rtol=1e-5, atol=1e-4)
+    assert plain.question.tolist() == [0.0, 0.0]
+    read = [[*row, Passage(-1, "", "", "", "")] if null_bias is not None else row for row in passages]
+    by_hand = torch.stack(
+        [
+            -sum(p * generator.question_log_probs([(question, z)])[0] for p, z in zip(shares, row, strict=True))
+            for question, shares, row in zip(questions, plain.posterior.tolist(), read, strict=True)
+        ]
+    )
+    torch.testing.assert_close(loss.question, by_hand, rtol=1e-5, atol=1e-3)
+    weights = [weight for name, weight in generator.model.named_parameters() if "proj" in name]
+    found, expected = (
+        torch.autograd.grad(value.sum(), weights, retain_graph=True) for value in (loss.question, by_hand)
+    )
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4 * float(two.abs().max()))
