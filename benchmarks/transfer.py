@@ -5,7 +5,7 @@
     python -m benchmarks.transfer --table FOLDER [--json]
     python -m benchmarks.transfer --quick [--out FOLDER]
 
-ROWS, separated by commas (by default all but the last, in this order):
+ROWS, separated by commas (by default all but the last two, in this order):
 
 ragx       the configuration as it stands, with what `--dry-run` said of it; and without reordering by the generator
 frozen     nothing trained: BM25, dense and hybrid retrieval before the instruct model, which reads each passage alone
@@ -22,6 +22,7 @@ rag        the recipe of transformers' RAG scripts: joint, dense only, raw inner
 corpus     no questions: `finetune.synthetic` ones from the corpus, without a dev set and with one
 ablations  ragx without warm-up, without reading, reading for answers alone, with fixed passage vectors, on dense
            retrieval alone, and the warm-up of the question encoder alone before the untouched generator
+depths     ragx's model with three and four times `top_k` hits reordered, where its own is twice
 
 Training questions are drawn from the set's by the seed, the same for every row; with `--no-gold` they and the dev
 questions name no documents (the set's name then ends in `-nogold`), so that a passage is right where it holds an
@@ -111,6 +112,7 @@ ABLATIONS = {
         "finetune.retriever_learning_rate=1e-12",
     ),
 }
+DEPTHS = {"ragx, 3 top_k hits": 3, "ragx, 4 top_k hits": 4}
 QUICK = (
     "retrieval.top_k=2",
     "finetune.max_steps=2",
@@ -229,6 +231,16 @@ def ablations(cell: Cell) -> None:
     """ragx with one part of it left out."""
     for name, overrides in ABLATIONS.items():
         trained(cell, name=name, family=name.replace(", ", "-").replace(" ", "-"), overrides=overrides)
+
+
+def depths(cell: Cell) -> None:
+    """What ragx trains, with more hits reordered."""
+    trained(cell, name=OURS, family="ragx")
+    for name, times in DEPTHS.items():
+        if not cell.has(name):
+            config = cell.load("ragx")
+            config = cell.load("ragx", f"retrieval.rerank={times * config.retrieval.top_k}")
+            cell.keep(name, stages.evaluate(config, split="test", which="tuned"))
 
 
 def separate(cell: Cell) -> None:
@@ -422,6 +434,7 @@ FAMILIES: dict[str, Callable[[Cell], None]] = {
     "rag": rag,
     "corpus": corpus,
     "ablations": ablations,
+    "depths": depths,
 }
 UNTAUGHT = ("frozen", "corpus")
 """Families that see no training question: they are run once, the frozen ones whatever the seed."""
@@ -461,7 +474,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, nargs="?", help="a configuration of ragx")
     parser.add_argument("--out", type=Path, help="the folder of rows and runs")
-    parser.add_argument("--rows", type=_listed, default=list(FAMILIES)[:-1], help="families of rows")
+    parser.add_argument("--rows", type=_listed, default=list(FAMILIES)[:-2], help="families of rows")
     parser.add_argument("--questions", type=_listed, default=["100", "500", ALL], help="training questions")
     parser.add_argument("--seed", type=lambda text: [int(seed) for seed in _listed(text)], default=[13])
     parser.add_argument("--no-gold", dest="gold", action="store_false", help="train without gold documents")

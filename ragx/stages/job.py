@@ -19,8 +19,6 @@ from ragx.stages.questions import fitting, hold_out, training_data, training_pol
 from ragx.stages.synthetic import synthetic_questions
 
 if TYPE_CHECKING:
-    from collections.abc import Container
-
     from ragx.rag.generator import Generator
     from ragx.rag.model import RagModel
     from ragx.rag.retriever import Retriever
@@ -81,7 +79,7 @@ def decide(config: Config, processes: Processes, dry_run: bool, progress: Progre
     if not examples and not synthetic:
         limit = config.generator.max_answer_tokens
         raise DataError(f"{config.data.train}: every answer exceeds generator.max_answer_tokens: {limit}; raise it")
-    written = {example.id for example in synthetic}
+    written = synthetic
     if policy.held_out:
         examples, synthetic, dev = hold_out(examples, synthetic, policy.held_out, config)
     examples = [*examples, *synthetic]
@@ -148,14 +146,14 @@ def _question_loss(config: Config, generator: Generator, written: bool) -> float
     return wanted
 
 
-def _rerank_hits(config: Config, model: RagModel, dev: Sequence[Example], written: Container[str]) -> int:
+def _rerank_hits(config: Config, model: RagModel, dev: Sequence[Example], written: Sequence[Example]) -> int:
     """The hits whose reordering is fitted to the dev questions, 0 for none.
 
     `auto` asks for a generator that weighs as it reads, and for questions that it has not `written` itself: those are
     likely after their passages.
     """
     if config.retrieval.rerank == "auto" and not (
-        model.generator.weighs_as_it_reads and dev and all(example.id not in written for example in dev)
+        model.generator.weighs_as_it_reads and dev and all(example not in written for example in dev)
     ):
         return 0
     return config.retrieval.rerank_hits

@@ -48,7 +48,7 @@ def test_every_row_is_scored_on_the_same_questions_and_compared(tiny_config, tmp
     monkeypatch.setattr(transfer, "ONE_PROMPT", ("generator.max_input_tokens=256", "eval.cache=false"))
     config, out = tiny_config(dtype="bfloat16"), tmp_path / "out"
     more = ("--set", "finetune.synthetic_f1=0.0", "--set", "finetune.max_steps=2", "--out", out)
-    lines = run(config, *more, "--rows", "ragx,frozen,separate,rag,corpus", "--questions", "5")
+    lines = run(config, *more, "--rows", "ragx,frozen,separate,rag,corpus,depths", "--questions", "5")
 
     names = [line["row"] for line in lines]
     assert names[0] == "ragx"
