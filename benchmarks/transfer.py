@@ -88,7 +88,6 @@ RAG_RECIPE = (
     "rag.marginal=sequence",
     "finetune.warmup_epochs=0",
     "finetune.reading_epochs=0",
-    "finetune.question_loss=0.0",
     "finetune.train=[question_encoder, generator]",
     "finetune.posterior_mass=1.0",
     "finetune.lora=false",
@@ -207,9 +206,14 @@ def trained(cell: Cell, *, name: str, family: str, overrides: tuple[str, ...] = 
 def ours(cell: Cell) -> None:
     """What ragx trains, and the same model's answers where its hits are not reordered."""
     trained(cell, name=OURS, family="ragx")
-    if not cell.has(AS_RETRIEVED):
-        config = cell.load("ragx", "retrieval.rerank=0")
-        cell.keep(AS_RETRIEVED, stages.evaluate(config, split="test", which="tuned"))
+    reordering(cell, AS_RETRIEVED, 0)
+
+
+def reordering(cell: Cell, name: str, hits: int) -> None:
+    """What ragx has trained, with a number of hits reordered."""
+    if not cell.has(name):
+        config = cell.load("ragx", f"retrieval.rerank={hits}")
+        cell.keep(name, stages.evaluate(config, split="test", which="tuned"))
 
 
 def rag(cell: Cell) -> None:
@@ -236,11 +240,9 @@ def ablations(cell: Cell) -> None:
 def depths(cell: Cell) -> None:
     """What ragx trains, with more hits reordered."""
     trained(cell, name=OURS, family="ragx")
+    top_k = load_config(cell.path, cell.overrides).retrieval.top_k
     for name, times in DEPTHS.items():
-        if not cell.has(name):
-            config = cell.load("ragx")
-            config = cell.load("ragx", f"retrieval.rerank={times * config.retrieval.top_k}")
-            cell.keep(name, stages.evaluate(config, split="test", which="tuned"))
+        reordering(cell, name, times * top_k)
 
 
 def separate(cell: Cell) -> None:

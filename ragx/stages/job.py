@@ -201,10 +201,8 @@ def _plan(
     """What will be trained, on what, for how many steps; with a fingerprint that a checkpoint must match."""
     from ragx.training.checkpoints import trainable
 
-    def count(prefix: str) -> int:
-        return sum(value.numel() for name, value in trainable(model).items() if name.startswith(prefix))
-
-    counts = {name: count(prefix) for name, prefix in PARTS.items()}
+    sizes = {name: value.numel() for name, value in trainable(model).items()}
+    counts = {part: sum(n for name, n in sizes.items() if name.startswith(prefix)) for part, prefix in PARTS.items()}
     steps = settings.steps(len(examples))
     text = _told(config, model, settings, counts, questions=len(examples), synthetic=synthetic, dev=len(dev))
     index = model.retriever.index

@@ -209,8 +209,7 @@ class _Joint:
         asks = self.reads and self.settings.question_loss > 0
         loss = forward(self.model, part, self.settings, retrieval, with_question=asks)
         objective = loss.nll + self.settings.distillation * loss.distillation
-        if asks:
-            objective = objective + self.settings.question_loss * loss.question
+        objective = objective + self.settings.question_loss * loss.question
         torch.autograd.backward(objective.sum() / len(batch))
         return rows, watch.rows_of(loss, part)
 
