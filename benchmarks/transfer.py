@@ -371,12 +371,18 @@ def _with_lora(config: Config, retriever: Retriever, generator: Generator) -> No
     add_lora(generator, rank=lora.rank, alpha=lora.alpha)
 
 
-def _join(config: Config, encoder: Path, generator: Path) -> None:
-    """The separately tuned parts as a tuned model of ragx, with the prior that fits the dev questions best, or the
-    starting one without any: those of the training, learnt by heart, would have it believe too much."""
+def fitted_apart(config: Config) -> Retriever:
+    """The retriever of a configuration with the prior that fits the dev questions best, or the starting one without
+    any: those of the training, learnt by heart, would have it believe too much."""
     retriever = open_model(config, "base").retriever
     if dev := supervise(training_data(config)[1], retriever.index.all_passages()):
         fit_prior(retriever, dev)
+    return retriever
+
+
+def _join(config: Config, encoder: Path, generator: Path) -> None:
+    """The separately tuned parts, with the prior fitted to them, as a tuned model of ragx."""
+    retriever = fitted_apart(config)
     facts: dict[str, object] = {
         "mode": config.retrieval.mode,
         "prior": retriever.prior.values(),

@@ -10,7 +10,9 @@ prior           temperature and lexical weight fitted to the training questions,
 question side   the warm-up of `ragx finetune` with the passages' vectors as they are
 both sides      the warm-up of the encoder on questions and passages, all of which are then encoded anew
 separate        what is tuned without ragx: the contrastive dense retriever of `benchmarks.transfer --rows separate`
-ragx            what a whole training has left in FOLDER by `benchmarks.transfer --rows ragx`
+separate hybrid the same with BM25, by the temperature and lexical weight that fit the dev questions best
+ragx            what a whole training has left in FOLDER by `benchmarks.transfer --rows ragx`, as it is retrieved
+ragx reordered  the same with the first hits reordered by its generator, as `retrieval.rerank` says
 
 Training questions are those that `benchmarks.transfer` draws. Judged are the test questions and, where there are any,
 the training questions that were not drawn, which may be many more. Recall@k is the share of gold documents among those
@@ -22,7 +24,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,14 +33,15 @@ import numpy as np
 import torch
 
 from benchmarks.common import machine
-from benchmarks.transfer import Cell, retriever_apart
+from benchmarks.transfer import Cell, fitted_apart, retriever_apart
 from ragx import load_config, stages
 from ragx.cli.common import start_log
 from ragx.corpus.questions import read_examples
 from ragx.evaluation.significance import Bootstrap, difference, sample
 from ragx.evaluation.statistic import mean
+from ragx.rag.model import RagModel
 from ragx.rag.retriever import Retriever
-from ragx.records import Example, no_progress
+from ragx.records import Example, Passage, no_progress
 from ragx.stages.job import prepare_training
 from ragx.stages.models import open_model
 from ragx.stages.questions import training_data
@@ -48,9 +51,11 @@ from ragx.training.warmup import fit_prior, supervise
 
 CUTS = (1, 5, 20)
 UNTOUCHED, PRIOR, QUESTION_SIDE, BOTH_SIDES = "untouched", "prior", "question side", "both sides"
-SEPARATE, TRAINED = "separate", "ragx"
-ROWS = (UNTOUCHED, PRIOR, QUESTION_SIDE, BOTH_SIDES, SEPARATE, TRAINED)
+SEPARATE, SEPARATE_HYBRID, TRAINED, REORDERED = "separate", "separate hybrid", "ragx", "ragx reordered"
+ROWS = (UNTOUCHED, PRIOR, QUESTION_SIDE, BOTH_SIDES, SEPARATE, SEPARATE_HYBRID, TRAINED, REORDERED)
 AT_ONCE = 32
+Search = Callable[[Sequence[str], int], Sequence[Sequence[Passage]]]
+"""The k best passages of each question."""
 Scores = dict[str, dict[str, tuple[float, ...]]]
 """Recall at each of CUTS by question, by what is judged."""
 
@@ -59,9 +64,9 @@ def retrieved(cell: Cell, row: str) -> tuple[Retriever, float]:
     """The retriever of a row, and the seconds that its training took."""
     if row == TRAINED:
         return open_model(cell.load("ragx"), "tuned").retriever, 0.0
-    if row == SEPARATE:
-        config, facts = retriever_apart(cell, "retrieval.mode=dense")
-        return open_model(config, "base").retriever, facts["retriever_seconds"] + facts["index_seconds"]
+    if row in (SEPARATE, SEPARATE_HYBRID):
+        config, facts = retriever_apart(cell, f"retrieval.mode={'dense' if row == SEPARATE else 'hybrid'}")
+        return fitted_apart(config), facts["retriever_seconds"] + facts["index_seconds"]
     sides = "question_encoder, passage_encoder" if row == BOTH_SIDES else "question_encoder"
     config = cell.load("warmup", f"finetune.train=[{sides}, generator]")
     stages.build_index(config)
@@ -76,6 +81,17 @@ def retrieved(cell: Cell, row: str) -> tuple[Retriever, float]:
         passages = retriever.index.all_passages()
         retriever.replace_vectors(np.arange(len(passages)), refresh.encode(retriever, passages))
     return retriever, time.monotonic() - started
+
+
+def reordering(model: RagModel) -> Search:
+    """A search whose first `model.width` hits are reordered by the generator, where the model does so."""
+
+    def search(questions: Sequence[str], k: int) -> list[list[Passage]]:
+        found = model.retriever(questions, min(max(k, model.width), model.retriever.index.passages_count))
+        first = model.retrieve(questions, model.width).passages
+        return [[*new, *old[model.width :]][:k] for new, old in zip(first, found.passages, strict=True)]
+
+    return search
 
 
 def judged(cell: Cell) -> dict[str, list[Example]]:
@@ -95,13 +111,12 @@ def judged(cell: Cell) -> dict[str, list[Example]]:
 
 
 @torch.no_grad()
-def recalls(retriever: Retriever, examples: Sequence[Example]) -> dict[str, tuple[float, ...]]:
+def recalls(search: Search, examples: Sequence[Example]) -> dict[str, tuple[float, ...]]:
     """Recall at each of CUTS by question."""
     found = {}
-    k = min(max(CUTS), retriever.index.passages_count)
     for start in range(0, len(examples), AT_ONCE):
         part = examples[start : start + AT_ONCE]
-        for example, row in zip(part, retriever([e.question for e in part], k).passages, strict=True):
+        for example, row in zip(part, search([e.question for e in part], max(CUTS)), strict=True):
             documents, gold = [passage.document_id for passage in row], set(example.doc_ids)
             found[example.id] = tuple(len(gold & set(documents[:cut])) / len(gold) for cut in CUTS)
     return found
@@ -139,9 +154,18 @@ def _named(path: str | None) -> str:
 
 
 def _scores(cell: Cell, row: str, questions: Mapping[str, Sequence[Example]]) -> tuple[Scores, dict[str, Any]]:
-    retriever, seconds = retrieved(cell, row)
-    found = {what: recalls(retriever, examples) for what, examples in questions.items()}
+    if row == REORDERED:
+        model = open_model(cell.load("ragx"), "tuned")
+        search, retriever, seconds = reordering(model), model.retriever, 0.0
+    else:
+        retriever, seconds = retrieved(cell, row)
+        search = partial(_as_retrieved, retriever)
+    found = {what: recalls(search, examples) for what, examples in questions.items()}
     return found, {"seconds": round(seconds, 1), **retriever.prior.values()}
+
+
+def _as_retrieved(retriever: Retriever, questions: Sequence[str], k: int) -> Sequence[Sequence[Passage]]:
+    return list(retriever(questions, min(k, retriever.index.passages_count)).passages)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -15,10 +15,12 @@ if not (ROOT / "benchmarks").is_dir():
 sys.path.append(str(ROOT))
 
 from benchmarks import warmup  # noqa: E402
-from benchmarks.transfer import Cell  # noqa: E402
+from benchmarks.transfer import Cell, trained  # noqa: E402
+from ragx.rag.rerank import Rerank  # noqa: E402
+from ragx.stages.models import open_model  # noqa: E402
 
 TEST, REST = "test", "training, not drawn"
-ROWS = ("prior", "question side", "both sides", "separate")
+ROWS = ("prior", "question side", "both sides", "separate", "separate hybrid")
 
 
 def test_every_row_is_judged_on_questions_it_was_not_trained_on(tiny_config, tmp_path, monkeypatch, capsys):
@@ -55,6 +57,29 @@ def test_with_both_sides_all_passages_are_encoded_anew(tiny_config, tmp_path):
     now = encoder.encode_passages(index.all_passages(), batch_tokens=512)
     np.testing.assert_allclose(index.all_vectors(), now, atol=1e-5)
     assert not np.allclose(index.all_vectors(), untouched.index.all_vectors(), atol=1e-5)
+
+
+def test_what_a_training_has_left_is_judged_before_and_after_its_reordering(tiny_config, tmp_path):
+    """The hits that the generator has put in another order are followed by those it has not seen."""
+    config = tiny_config(retrieval={"rerank": 4}, finetune={"max_steps": 2})
+    cell = Cell(config, tmp_path / "out", "5", 13)
+    trained(cell, name="ragx", family="ragx")
+    model = open_model(cell.load("ragx"), "tuned")
+    model.rerank = Rerank(4, weight=1000.0)  # a generator of random weights hardly tells passages apart
+    questions = [example.question for example in warmup.judged(cell)[TEST]]
+    as_retrieved = model.retriever(questions, 6).passages
+    reordered = warmup.reordering(model)(questions, 6)
+    answered = model.answer(questions, decoding="fast", num_beams=1)
+    assert [row[:4] for row in reordered] == [list(row) for row in answered.hits.passages]
+    assert [list(row[4:]) for row in as_retrieved] == [row[4:] for row in reordered]
+    assert any(list(old) != new for old, new in zip(as_retrieved, reordered, strict=True))
+    deep = warmup.reordering(model)(questions, 1000)
+    assert {len(row) for row in deep} == {model.retriever.index.passages_count}
+
+    asked = warmup.judged(cell)
+    before, _ = warmup._scores(cell, "ragx", asked)
+    after, _ = warmup._scores(cell, "ragx reordered", asked)
+    assert all(before[TEST][q][2] == after[TEST][q][2] for q in before[TEST])  # recall@20 holds whatever their order
 
 
 def test_a_question_that_two_seeds_judge_counts_once():
