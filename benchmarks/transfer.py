@@ -22,7 +22,7 @@ rag        the recipe of transformers' RAG scripts: joint, dense only, raw inner
 corpus     no questions: `finetune.synthetic` ones from the corpus, without a dev set and with one
 ablations  ragx without warm-up, without reading, reading for answers alone, with fixed passage vectors, on dense
            retrieval alone, and the warm-up of the question encoder alone before the untouched generator
-depths     ragx's model with three and four times `top_k` hits reordered, where its own is twice
+depths     ragx's model with twice and four times `top_k` hits reordered, where its own is three times
 
 Training questions are drawn from the set's by the seed, the same for every row; with `--no-gold` they and the dev
 questions name no documents (the set's name then ends in `-nogold`), so that a passage is right where it holds an
@@ -111,7 +111,7 @@ ABLATIONS = {
         "finetune.retriever_learning_rate=1e-12",
     ),
 }
-DEPTHS = {"ragx, 3 top_k hits": 3, "ragx, 4 top_k hits": 4}
+DEPTHS = {"ragx, 2 top_k hits": 2, "ragx, 4 top_k hits": 4}
 QUICK = (
     "retrieval.top_k=2",
     "finetune.max_steps=2",

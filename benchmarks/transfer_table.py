@@ -36,7 +36,7 @@ NAMES = (
     "ragx, answers alone",
     "ragx, question side",
     AS_RETRIEVED,
-    "ragx, 3 top_k hits",
+    "ragx, 2 top_k hits",
     "ragx, 4 top_k hits",
     OURS,
 )

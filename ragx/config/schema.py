@@ -148,7 +148,7 @@ class Retrieval(Section):
     """What p(z|x) is made of: s = dense / temperature + lexical_weight * lexical, over `top_k` or the whole corpus.
 
     With `rerank: N` the first N hits are weighed anew by what the generator makes of the question after each of them;
-    `auto` is twice `top_k`, once a training has found from dev questions what that is worth.
+    `auto` is three times `top_k`, once a training has found from dev questions what that is worth.
     """
 
     mode: Literal["dense", "lexical", "hybrid"] = "hybrid"
@@ -179,7 +179,7 @@ class Retrieval(Section):
         """The hits that are weighed anew, where the generator and the training allow it; 0 for none."""
         if self.rerank != "auto":
             return self.rerank
-        return 0 if self.prior == "corpus" else min(2 * self.top_k, self.candidates)
+        return 0 if self.prior == "corpus" else min(3 * self.top_k, self.candidates)
 
 
 class Generator(Section):

@@ -182,14 +182,14 @@ def test_without_dev_questions_nothing_is_fitted(fit):
     assert fit_rerank(None, [], 4) is None
 
 
-def test_by_default_a_training_says_how_twice_top_k_are_reordered(tiny_config, cli):
+def test_by_default_a_training_says_how_three_times_top_k_are_reordered(tiny_config, cli):
     path = tiny_config()
     config = load_config(path)
     build_index(config)
     assert "reranking" in json.loads(cli("finetune", "--dry-run", "--json", "-q", "-c", path).out)["seconds"]
     learnt = finetune(config)["rerank"]
     assert open_model(config, "base").rerank is None
-    assert open_model(config, "tuned").rerank == Rerank(4, **learnt)
+    assert open_model(config, "tuned").rerank == Rerank(6, **learnt)
     assert open_model(load_config(path, ["retrieval.candidates=3"]), "tuned").rerank == Rerank(3, **learnt)
     for other in ("retrieval.rerank=0", "retrieval.prior=corpus"):
         assert open_model(load_config(path, [other]), "tuned").rerank is None
