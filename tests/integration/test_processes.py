@@ -13,6 +13,7 @@ import time
 
 import psutil
 import pytest
+import yaml
 
 from ragx import build_index, finetune, load_config
 
@@ -135,17 +136,37 @@ def test_when_one_process_is_killed_all_end_and_the_checkpoint_is_good(tiny_conf
 TRAIN_AND_SCORE = (
     "import sys, ragx; c = ragx.load_config(sys.argv[1], [sys.argv[2]]); ragx.finetune(c); ragx.evaluate(c)"
 )
+SCORE = (
+    "import sys, ragx; c = ragx.load_config(sys.argv[1], [sys.argv[2], 'eval.cache=false']); "
+    "ragx.evaluate(c, which='tuned')"
+)
 
 
-def test_the_hash_seed_changes_no_prediction(tiny_config, tmp_path):
+def predicted(code, path, config, *, hash_seed, threads):
+    """The predictions that another process writes."""
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-c", code, str(path), f"output_dir={config.output_dir}"]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=170)
+    return (config.run_dir / "eval" / "test.tuned.predictions.jsonl").read_bytes()
+
+
+def backwards(tree):
+    """A mapping with its keys, and those of mappings in it, in the opposite order."""
+    return {key: backwards(tree[key]) for key in reversed(tree)} if isinstance(tree, dict) else tree
+
+
+def test_hash_seed_threads_and_the_order_of_keys_change_no_prediction(tiny_config, tiny_corpus, tmp_path):
     path = tiny_config("causal", finetune={**TRAINING, "epochs": 1})
-    found = []
-    for number, config in enumerate(two_runs(path, tmp_path), start=1):
-        environment = {**os.environ, "PYTHONHASHSEED": str(number), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", TRAIN_AND_SCORE, str(path), f"output_dir={config.output_dir}"]
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=170)
-        found.append((config.run_dir / "eval" / "test.tuned.predictions.jsonl").read_bytes())
-    assert found[0] == found[1] and found[0].count(b"\n") == 4
+    one, two = two_runs(path, tmp_path)
+    found = predicted(TRAIN_AND_SCORE, path, one, hash_seed=1, threads=1)
+    assert found.count(b"\n") == 4
+    assert predicted(TRAIN_AND_SCORE, path, two, hash_seed=2, threads=1) == found
+
+    path.write_text(yaml.safe_dump(backwards(yaml.safe_load(path.read_text("utf-8"))), sort_keys=False), "utf-8")
+    rows = [json.loads(line) for line in tiny_corpus.test.read_text("utf-8").splitlines()]
+    tiny_corpus.test.write_text("".join(f"{json.dumps(backwards(row))}\n" for row in rows), "utf-8")
+    assert list(backwards(rows[0])) == list(rows[0])[::-1] != list(rows[0])
+    assert predicted(SCORE, path, two, hash_seed=3, threads=2) == found
 
 
 def test_an_error_of_all_is_told_by_each_with_its_number(tiny_config, cli, monkeypatch):
