@@ -238,7 +238,7 @@ def ablations(cell: Cell) -> None:
 
 
 def depths(cell: Cell) -> None:
-    """What ragx trains, with more hits reordered."""
+    """What ragx trains, with other numbers of hits reordered."""
     trained(cell, name=OURS, family="ragx")
     top_k = load_config(cell.path, cell.overrides).retrieval.top_k
     for name, times in DEPTHS.items():

@@ -40,7 +40,8 @@ from ragx.corpus.questions import read_examples
 from ragx.evaluation.significance import Bootstrap, difference, sample
 from ragx.evaluation.statistic import mean
 from ragx.rag.model import RagModel
-from ragx.rag.retriever import Retriever
+from ragx.rag.rerank import question_log_probs, reordered
+from ragx.rag.retriever import Retrieval, Retriever
 from ragx.records import Example, Passage, no_progress
 from ragx.stages.job import prepare_training
 from ragx.stages.models import open_model
@@ -83,15 +84,19 @@ def retrieved(cell: Cell, row: str) -> tuple[Retriever, float]:
     return retriever, time.monotonic() - started
 
 
-def reordering(model: RagModel) -> Search:
-    """A search whose first `model.width` hits are reordered by the generator, where the model does so."""
+def as_retrieved(retriever: Retriever, questions: Sequence[str], k: int) -> Sequence[Sequence[Passage]]:
+    """The k best passages of each question, or all there are."""
+    found: Retrieval = retriever(questions, min(k, retriever.index.passages_count))
+    return found.passages
 
-    def search(questions: Sequence[str], k: int) -> list[list[Passage]]:
-        found = model.retriever(questions, min(max(k, model.width), model.retriever.index.passages_count))
-        first = model.retrieve(questions, model.width).passages
-        return [[*new, *old[model.width :]][:k] for new, old in zip(first, found.passages, strict=True)]
 
-    return search
+def as_reordered(model: RagModel, questions: Sequence[str], k: int) -> Sequence[Sequence[Passage]]:
+    """The same, the first `model.width` of them in the generator's order where the model reorders."""
+    found = model.retriever(questions, min(max(k, model.width), model.retriever.index.passages_count))
+    first = model.retriever.first(found, model.width)
+    if model.rerank is not None:
+        first, _ = reordered(first, question_log_probs(model.generator, questions, first), model.rerank)
+    return [[*new, *old[model.width :]][:k] for new, old in zip(first.passages, found.passages, strict=True)]
 
 
 def judged(cell: Cell) -> dict[str, list[Example]]:
@@ -156,16 +161,13 @@ def _named(path: str | None) -> str:
 def _scores(cell: Cell, row: str, questions: Mapping[str, Sequence[Example]]) -> tuple[Scores, dict[str, Any]]:
     if row == REORDERED:
         model = open_model(cell.load("ragx"), "tuned")
-        search, retriever, seconds = reordering(model), model.retriever, 0.0
+        retriever, seconds = model.retriever, 0.0
+        search: Search = partial(as_reordered, model)
     else:
         retriever, seconds = retrieved(cell, row)
-        search = partial(_as_retrieved, retriever)
+        search = partial(as_retrieved, retriever)
     found = {what: recalls(search, examples) for what, examples in questions.items()}
     return found, {"seconds": round(seconds, 1), **retriever.prior.values()}
-
-
-def _as_retrieved(retriever: Retriever, questions: Sequence[str], k: int) -> Sequence[Sequence[Passage]]:
-    return list(retriever(questions, min(k, retriever.index.passages_count)).passages)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

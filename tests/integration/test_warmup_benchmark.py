@@ -68,12 +68,12 @@ def test_what_a_training_has_left_is_judged_before_and_after_its_reordering(tiny
     model.rerank = Rerank(4, weight=1000.0)  # a generator of random weights hardly tells passages apart
     questions = [example.question for example in warmup.judged(cell)[TEST]]
     as_retrieved = model.retriever(questions, 6).passages
-    reordered = warmup.reordering(model)(questions, 6)
+    reordered = warmup.as_reordered(model, questions, 6)
     answered = model.answer(questions, decoding="fast", num_beams=1)
     assert [row[:4] for row in reordered] == [list(row) for row in answered.hits.passages]
     assert [list(row[4:]) for row in as_retrieved] == [row[4:] for row in reordered]
     assert any(list(old) != new for old, new in zip(as_retrieved, reordered, strict=True))
-    deep = warmup.reordering(model)(questions, 1000)
+    deep = warmup.as_reordered(model, questions, 1000)
     assert {len(row) for row in deep} == {model.retriever.index.passages_count}
 
     asked = warmup.judged(cell)
